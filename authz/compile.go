@@ -1,0 +1,161 @@
+package authz
+
+import (
+	"slices"
+	"sync/atomic"
+
+	"github.com/hashicorp/go-memdb"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Pin keeps the compiled set of one agent at hand, for as long as a connection
+// lives. Safe for concurrent use.
+type Pin struct {
+	index *Index
+	agent spiffeid.ID
+	own   *atomic.Uint64 // generation of the agent's grants
+	last  atomic.Pointer[pinned]
+}
+
+// pinned is a set and the generations it was made at.
+type pinned struct {
+	set           *Set
+	policies, own uint64
+}
+
+// Pin makes a pin for an agent.
+func (x *Index) Pin(agent spiffeid.ID) *Pin {
+	return &Pin{index: x, agent: agent, own: x.agent(agent.String())}
+}
+
+// Set returns the agent's set as of now; it is compiled anew only if a policy or
+// a grant of this agent has changed. An error means that the index is broken;
+// the caller must deny.
+func (p *Pin) Set() (*Set, error) {
+	policies, own := p.index.policies.Load(), p.own.Load()
+	if last := p.last.Load(); last != nil && last.policies == policies && last.own == own {
+		return last.set, nil
+	}
+	// The generations were read before the rows, so the set may be newer than
+	// they say, and is then compiled once more; it is never older.
+	set, err := p.index.compile(p.agent)
+	if err != nil {
+		return nil, err
+	}
+	p.last.Store(&pinned{set, policies, own})
+	return set, nil
+}
+
+func (x *Index) compile(agent spiffeid.ID) (*Set, error) {
+	txn := x.db.Txn(false)
+	policies, err := matchingPolicies(txn, agent)
+	if err != nil {
+		return nil, err
+	}
+	set := &Set{boundary: &x.boundary}
+	set.addPolicies(policies)
+	rows, err := txn.Get("grant", "agent", agent.String())
+	if err != nil {
+		return nil, err
+	}
+	for row := rows.Next(); row != nil; row = rows.Next() {
+		set.grants = append(set.grants, hold(row.(*grantRow), policies))
+	}
+	slices.SortStableFunc(set.grants, byStandingThenEnd)
+	return set, nil
+}
+
+// matchingPolicies returns the policies that are about the agent, by name.
+func matchingPolicies(txn *memdb.Txn, agent spiffeid.ID) (map[string]*policyRow, error) {
+	rows, err := txn.Get("policy", "id")
+	if err != nil {
+		return nil, err
+	}
+	matching := map[string]*policyRow{}
+	for row := rows.Next(); row != nil; row = rows.Next() {
+		policy := row.(*policyRow)
+		if slices.ContainsFunc(policy.patterns, func(p pattern) bool { return p.match(agent) }) {
+			matching[policy.Name] = policy
+		}
+	}
+	return matching, nil
+}
+
+// addPolicies takes over gates, waivers and suspension of all matching policies.
+func (s *Set) addPolicies(policies map[string]*policyRow) {
+	for _, policy := range policies {
+		if policy.Suspended {
+			s.suspended = policy.Name
+		}
+		s.gates = append(s.gates, policy.gates...)
+	}
+	for _, b := range builtins() {
+		if waivedByAll(policies, b.gate.Name) {
+			s.waived = append(s.waived, b)
+		} else {
+			s.builtins = append(s.builtins, b)
+		}
+	}
+}
+
+// waivedByAll is false without any policy.
+func waivedByAll(policies map[string]*policyRow, gate string) bool {
+	for _, policy := range policies {
+		if !slices.Contains(policy.Waive, gate) {
+			return false
+		}
+	}
+	return len(policies) > 0
+}
+
+func hold(row *grantRow, policies map[string]*policyRow) heldGrant {
+	var policy *Policy
+	if match := policies[row.Policy]; match != nil {
+		policy = match.Policy
+	}
+	return heldGrant{Grant: row.Grant, standing: judge(row.Grant, policy), rules: row.rules, end: row.End()}
+}
+
+// judge says what a grant is worth under its policy, nil if the policy is
+// missing or is not about the agent. Whether it lies inside the policy is
+// computed here again and not taken from the status, so that a change of the
+// policy is in force before any broker has written it down.
+func judge(g *Grant, policy *Policy) standing {
+	switch {
+	case g.EndReason == EndExpired:
+		return expired
+	case g.EndReason == EndBudgetSpent:
+		return spent
+	case g.Revoked, g.Deleted, g.EndReason != "":
+		return revoked
+	case !g.Active && g.Pending:
+		return pending
+	case !g.Active:
+		return refused
+	case policy == nil, policy.Invalid != "", len(Missing(policy.Allow, g.Rules)) > 0:
+		return revoked
+	}
+	return active
+}
+
+// The end reasons of a grant.
+const (
+	EndExpired       = "Expired"
+	EndRevoked       = "Revoked"
+	EndBudgetSpent   = "BudgetSpent"
+	EndPolicyChanged = "PolicyChanged"
+)
+
+// byStandingThenEnd puts active grants first, the earliest end before the
+// others, and behind them what ended last: that is what an agent remembers.
+func byStandingThenEnd(a, b heldGrant) int {
+	switch {
+	case a.standing == active && b.standing == active:
+		return a.end.Compare(b.end)
+	case a.standing == active:
+		return -1
+	case b.standing == active:
+		return 1
+	}
+	return b.end.Compare(a.end)
+}

@@ -1,0 +1,102 @@
+package authz
+
+import "time"
+
+// Gate names calls that wait for a human. Unlike in a [Rule], an empty list
+// matches every call.
+type Gate struct {
+	Name          string
+	Policy        string // empty for a built-in gate
+	Namespaces    []string
+	APIGroups     []string
+	Resources     []string
+	Verbs         []string
+	ResourceNames []string
+	// When is a CEL expression that narrows the gate. Until it is evaluated the
+	// gate holds for every call its lists match.
+	When      string
+	Approvers int
+	Groups    []string
+	TTL       time.Duration
+	UseWithin time.Duration
+	Hold      bool
+}
+
+type compiledGate struct {
+	*Gate
+	matcher
+}
+
+func compileGate(g *Gate) compiledGate {
+	m := compileRule(&Rule{
+		Namespaces: orEverything(g.Namespaces), APIGroups: orEverything(g.APIGroups),
+		Resources: orEverything(g.Resources), Verbs: orEverything(g.Verbs),
+	})
+	// ResourceNames is left out on purpose: see match.
+	return compiledGate{Gate: g, matcher: m}
+}
+
+func orEverything(list []string) []string {
+	if len(list) == 0 {
+		return []string{Everything}
+	}
+	return list
+}
+
+// match holds for a call that names no object even if the gate lists names: a
+// create or a list could concern one of them.
+func (g *compiledGate) match(c *Call) bool {
+	if !g.matcher.match(c, c.Verb) && !(c.Creates && g.matcher.match(c, Create)) {
+		return false
+	}
+	if len(g.ResourceNames) == 0 || c.Name == "" {
+		return true
+	}
+	for _, name := range g.ResourceNames {
+		if name == c.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// builtin is a gate that stands unless every policy of the agent waives it.
+type builtin struct {
+	gate Gate
+	hits func(*Call) bool
+}
+
+// builtins returns the built-in gates (design, section 5) in the order in which
+// they are tried.
+func builtins() []builtin {
+	named := func(name string, hits func(*Call) bool) builtin {
+		return builtin{Gate{Name: name, Approvers: 1}, hits}
+	}
+	return []builtin{
+		named("namespace-delete", func(c *Call) bool {
+			return core(c, "namespaces") && (c.Verb == Delete || c.Subresource == "finalize")
+		}),
+		named("deletecollection", func(c *Call) bool { return c.Verb == DeleteCollection }),
+		named("exec", func(c *Call) bool {
+			return core(c, "pods") && (c.Subresource == "exec" || c.Subresource == "attach")
+		}),
+		named("port-forward", func(c *Call) bool { return core(c, "pods") && c.Subresource == "portforward" }),
+		named("debug", func(c *Call) bool {
+			return core(c, "pods") && c.Subresource == "ephemeralcontainers" && c.Verb.Mutates()
+		}),
+		named("secret-values", func(c *Call) bool { return showsSecrets(c) }),
+		named("rbac", func(c *Call) bool { return c.Group == "rbac.authorization.k8s.io" && c.Verb.Mutates() }),
+		named("crd", func(c *Call) bool {
+			return c.Group == "apiextensions.k8s.io" && c.Resource == "customresourcedefinitions" && c.Verb.Mutates()
+		}),
+		named("pv", func(c *Call) bool { return core(c, "persistentvolumes") && c.Verb.Mutates() }),
+		named("node", func(c *Call) bool { return core(c, "nodes") && c.Verb.Mutates() }),
+	}
+}
+
+func core(c *Call, resource string) bool { return c.Group == "" && c.Resource == resource }
+
+// showsSecrets holds for every call whose answer can carry values of Secrets the
+// agent did not send itself: the API server answers a patch, an update and some
+// deletes with the whole object.
+func showsSecrets(c *Call) bool { return core(c, "secrets") && c.Verb != Create }

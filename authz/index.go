@@ -1,0 +1,219 @@
+package authz
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+)
+
+// Policy is one AgentPolicy as plain values. Rows are never changed once they
+// are in the index.
+type Policy struct {
+	Name      string
+	UID       string
+	Agents    []string
+	Suspended bool
+	Allow     []Rule
+	Gates     []Gate
+	Waive     []string
+	// Invalid says why the policy cannot be understood; then it grants nothing,
+	// and its gates and its suspension still hold.
+	Invalid string
+}
+
+// Grant is one TaskGrant as plain values, with the parts of its status that
+// decide. Rows are never changed once they are in the index.
+type Grant struct {
+	Name   string
+	UID    string
+	Agent  string // exact SPIFFE ID
+	Task   string
+	Policy string
+	Rules  []Rule
+	TTL    time.Duration
+
+	Revoked bool // spec.revoked, or being deleted
+	Deleted bool // the object is gone; the row is its tombstone
+	Pending bool // waits for people
+
+	// Active is the brokers' word that the grant was inside its policy and
+	// everybody agreed. It counts only between ActiveFrom and End.
+	Active     bool
+	ActiveFrom time.Time
+	ExpiresAt  time.Time
+	EndReason  string // why it is over; empty while it is not
+}
+
+// End is when the grant is over at the latest: what its status says, but never
+// later than its life from the moment it became active. Zero is long past.
+func (g *Grant) End() time.Time {
+	if g.ActiveFrom.IsZero() || g.TTL <= 0 {
+		return time.Time{}
+	}
+	end := g.ActiveFrom.Add(g.TTL)
+	if g.ExpiresAt.Before(end) {
+		return g.ExpiresAt
+	}
+	return end
+}
+
+// Index holds all policies and grants. Writers (one at a time) and readers may
+// work concurrently. go-memdb keeps the rows; it is read when a [Pin] finds that
+// something about its agent has changed, never per call.
+type Index struct {
+	db       *memdb.MemDB
+	boundary Boundary
+	changed  chan struct{}
+
+	freshUntil atomic.Int64  // unix nanoseconds; zero: never proven
+	policies   atomic.Uint64 // generation of all policies
+	agents     sync.Map      // agent → *atomic.Uint64, generation of its grants
+}
+
+// policyRow and grantRow are what the tables hold: the object and its compiled
+// form.
+type policyRow struct {
+	*Policy
+	Name     string // for the table's index
+	patterns []pattern
+	gates    []compiledGate
+}
+
+type grantRow struct {
+	*Grant
+	UID, Agent string // for the table's indexes
+	rules      []matcher
+}
+
+// NewIndex makes an empty index. It is not fresh: every decision is PolicyStale
+// until Fresh is called.
+func NewIndex(boundary Boundary) (*Index, error) {
+	id := func(field string) *memdb.IndexSchema {
+		return &memdb.IndexSchema{Name: "id", Unique: true, Indexer: &memdb.StringFieldIndex{Field: field}}
+	}
+	agent := &memdb.IndexSchema{Name: "agent", Indexer: &memdb.StringFieldIndex{Field: "Agent"}}
+	db, err := memdb.NewMemDB(&memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
+		"policy": {Name: "policy", Indexes: map[string]*memdb.IndexSchema{"id": id("Name")}},
+		"grant":  {Name: "grant", Indexes: map[string]*memdb.IndexSchema{"id": id("UID"), "agent": agent}},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return &Index{db: db, boundary: boundary, changed: make(chan struct{}, 1)}, nil
+}
+
+// Changed delivers a value after one or more changes; it is for one receiver.
+func (x *Index) Changed() <-chan struct{} { return x.changed }
+
+// Fresh says that decisions may be made on what the index holds until that
+// moment. An earlier moment than the one known changes nothing.
+func (x *Index) Fresh(until time.Time) {
+	for {
+		known := x.freshUntil.Load()
+		if until.UnixNano() <= known || x.freshUntil.CompareAndSwap(known, until.UnixNano()) {
+			return
+		}
+	}
+}
+
+// FreshUntil is the moment from which decisions are PolicyStale.
+func (x *Index) FreshUntil() time.Time {
+	if known := x.freshUntil.Load(); known != 0 {
+		return time.Unix(0, known)
+	}
+	return time.Time{}
+}
+
+// PutPolicy adds or replaces a policy.
+func (x *Index) PutPolicy(p *Policy) error {
+	row := &policyRow{Policy: p, Name: p.Name}
+	for _, text := range p.Agents {
+		if pattern, err := parsePattern(text); err == nil { // unreadable: matches nobody
+			row.patterns = append(row.patterns, pattern)
+		}
+	}
+	for i := range p.Gates {
+		row.gates = append(row.gates, compileGate(&p.Gates[i]))
+	}
+	return x.commit(&x.policies, func(txn *memdb.Txn) error { return txn.Insert("policy", row) })
+}
+
+// DeletePolicy takes a policy away, and with it what its grants are worth.
+func (x *Index) DeletePolicy(name string) error {
+	return x.commit(&x.policies, func(txn *memdb.Txn) error {
+		_, err := txn.DeleteAll("policy", "id", name)
+		return err
+	})
+}
+
+// PutGrant adds or replaces a grant. A deleted grant is put as its tombstone, so
+// that the agent hears GrantRevoked and not NoGrant.
+func (x *Index) PutGrant(g *Grant) error {
+	row := &grantRow{Grant: g, UID: g.UID, Agent: g.Agent}
+	for i := range g.Rules {
+		row.rules = append(row.rules, compileRule(&g.Rules[i]))
+	}
+	return x.commit(x.agent(g.Agent), func(txn *memdb.Txn) error { return txn.Insert("grant", row) })
+}
+
+// ForgetGrant drops a tombstone.
+func (x *Index) ForgetGrant(g *Grant) error {
+	return x.commit(x.agent(g.Agent), func(txn *memdb.Txn) error {
+		_, err := txn.DeleteAll("grant", "id", g.UID)
+		return err
+	})
+}
+
+// commit publishes the rows before the generation: whoever sees the new
+// generation finds the new rows.
+func (x *Index) commit(generation *atomic.Uint64, change func(*memdb.Txn) error) error {
+	txn := x.db.Txn(true)
+	defer txn.Abort() // no effect after Commit
+	if err := change(txn); err != nil {
+		return err
+	}
+	txn.Commit()
+	generation.Add(1)
+	select {
+	case x.changed <- struct{}{}:
+	default: // one is waiting already
+	}
+	return nil
+}
+
+// agent is the generation counter of one agent's grants.
+func (x *Index) agent(id string) *atomic.Uint64 {
+	if counter, found := x.agents.Load(id); found {
+		return counter.(*atomic.Uint64)
+	}
+	counter, _ := x.agents.LoadOrStore(id, new(atomic.Uint64))
+	return counter.(*atomic.Uint64)
+}
+
+// Policies lists all policies by name.
+func (x *Index) Policies() ([]*Policy, error) {
+	rows, err := x.db.Txn(false).Get("policy", "id")
+	if err != nil {
+		return nil, err
+	}
+	var policies []*Policy
+	for row := rows.Next(); row != nil; row = rows.Next() {
+		policies = append(policies, row.(*policyRow).Policy)
+	}
+	return policies, nil
+}
+
+// Grants lists the grants of one agent, tombstones included.
+func (x *Index) Grants(agent string) ([]*Grant, error) {
+	rows, err := x.db.Txn(false).Get("grant", "agent", agent)
+	if err != nil {
+		return nil, err
+	}
+	var grants []*Grant
+	for row := rows.Next(); row != nil; row = rows.Next() {
+		grants = append(grants, row.(*grantRow).Grant)
+	}
+	return grants, nil
+}

@@ -1,0 +1,216 @@
+package authz
+
+import (
+	"slices"
+	"time"
+)
+
+// Set is everything that decides about one agent, compiled. It never changes; a
+// [Pin] replaces it when something it was made of has changed.
+type Set struct {
+	boundary  *Boundary
+	suspended string    // name of a suspended policy that is about the agent
+	builtins  []builtin // built-in gates that stand
+	waived    []builtin // … and those that do not
+	gates     []compiledGate
+	grants    []heldGrant // as byStandingThenEnd orders them
+}
+
+// heldGrant is a grant of the agent with its standing at the generation of the
+// set. Time is not part of it: an active grant may have run out since.
+type heldGrant struct {
+	*Grant
+	standing standing
+	rules    []matcher
+	end      time.Time
+}
+
+// standing is what a grant is worth, but for time. The zero value is worth
+// nothing.
+type standing uint8
+
+const (
+	refused standing = iota // denied or never judged: as if it did not exist
+	pending
+	active
+	revoked // also deleted, and no longer within its policy
+	spent
+	expired
+)
+
+// reason is what the agent is told when a grant of that standing would have
+// covered its call.
+func (s standing) reason() Reason {
+	switch s {
+	case pending:
+		return GrantPending
+	case revoked:
+		return GrantRevoked
+	case spent:
+		return BudgetSpent
+	case expired:
+		return GrantExpired
+	}
+	return NoGrant
+}
+
+func (g *heldGrant) standingAt(now time.Time) standing {
+	if g.standing == active && !now.Before(g.end) {
+		return expired
+	}
+	return g.standing
+}
+
+// coveringRule returns the rule that covers the call, or nil. A call that also
+// creates needs a rule for that as well.
+func (g *heldGrant) coveringRule(c *Call) *Rule {
+	rule := g.ruleFor(c, c.Verb)
+	if rule != nil && c.Creates && g.ruleFor(c, Create) == nil && g.createFor(c) == nil {
+		return nil
+	}
+	return rule
+}
+
+// ruleFor prefers a rule that constrains nothing the call needs.
+func (g *heldGrant) ruleFor(c *Call, verb Verb) *Rule {
+	var constrained *Rule
+	for i := range g.rules {
+		if !g.rules[i].match(c, verb) {
+			continue
+		}
+		if rule := &g.Rules[i]; rule.runsAs(c.ServiceAccount) && !rule.Redacted {
+			return rule
+		} else if constrained == nil {
+			constrained = rule
+		}
+	}
+	return constrained
+}
+
+// runsAs reports whether pods under the rule may use the service account.
+func (r *Rule) runsAs(account string) bool {
+	return account == "" || account == "default" || slices.Contains(r.ServiceAccounts, account)
+}
+
+// createFor asks for create as RBAC would be asked: without a name.
+func (g *heldGrant) createFor(c *Call) *Rule {
+	nameless := *c
+	nameless.Name = ""
+	return g.ruleFor(&nameless, Create)
+}
+
+// cover finds the grant that is charged: of the active ones that cover the call
+// the one that ends first. If there is none, it finds the most useful reason.
+func (s *Set) cover(q *Question) Decision {
+	var d Decision
+	best, anyActive := standing(refused), false
+	for i := range s.grants {
+		g := &s.grants[i]
+		if q.Pinned != "" && g.Name != q.Pinned {
+			continue
+		}
+		now := g.standingAt(q.Now)
+		anyActive = anyActive || now == active
+		rule := g.coveringRule(q.Call)
+		if rule == nil || now == refused {
+			continue
+		}
+		if now == active {
+			d.Covering++
+			if d.Covering == 1 {
+				d.Grant, d.Rule, best = g.Grant, rule, active
+			}
+			continue
+		}
+		if d.Covering == 0 && better(now, best) {
+			d.Grant, d.Rule, best = g.Grant, rule, now
+		}
+	}
+	switch {
+	case d.Covering > 0:
+		return d
+	case best != refused:
+		d.Reason, d.Rule = best.reason(), nil
+	case anyActive:
+		d.Reason = OutsideGrant
+	default:
+		d.Reason = NoGrant
+	}
+	return d
+}
+
+// better prefers a grant that may still come over one that is over; among those
+// that are over the first seen, which ended last, stays.
+func better(candidate, best standing) bool {
+	return best == refused || (candidate == pending && best != pending)
+}
+
+// Candidates names every active grant that covers the call, the charged one
+// first. It allocates and is meant for the record.
+func (s *Set) Candidates(q Question) []string {
+	var names []string
+	for i := range s.grants {
+		g := &s.grants[i]
+		if (q.Pinned == "" || g.Name == q.Pinned) && g.standingAt(q.Now) == active && g.coveringRule(q.Call) != nil {
+			names = append(names, g.Name)
+		}
+	}
+	return names
+}
+
+// Held is a grant as the agent may be told about it.
+type Held struct {
+	*Grant
+	Active bool
+}
+
+// Held lists the agent's grants at a moment, active ones first.
+func (s *Set) Held(now time.Time) []Held {
+	held := make([]Held, 0, len(s.grants))
+	for i := range s.grants {
+		held = append(held, Held{s.grants[i].Grant, s.grants[i].standingAt(now) == active})
+	}
+	return held
+}
+
+// gated turns a covered call into an allowed one unless a gate stands before it.
+func (s *Set) gated(c *Call, d Decision) Decision {
+	if !d.Rule.runsAs(c.ServiceAccount) {
+		d.Reason, d.Cause = PolicyDenied, "PodPolicy"
+		return d
+	}
+	if gate := s.gate(c, d.Rule); gate != nil {
+		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, gate
+		return d
+	}
+	for i := range s.waived {
+		if s.waived[i].hits(c) {
+			d.Waived = s.waived[i].gate.Name
+			break
+		}
+	}
+	d.Verdict = Allow
+	return d
+}
+
+// gate returns the strictest gate before the call: the one that asks for most
+// people, a policy's own before a built-in one where they ask for as many.
+func (s *Set) gate(c *Call, rule *Rule) *Gate {
+	var strictest *Gate
+	for i := range s.builtins {
+		if s.builtins[i].hits(c) {
+			strictest = &s.builtins[i].gate
+			break
+		}
+	}
+	for i := range s.gates {
+		if s.gates[i].match(c) && (strictest == nil || s.gates[i].Approvers >= strictest.Approvers) {
+			strictest = s.gates[i].Gate
+		}
+	}
+	if strictest == nil && rule.Redacted && showsSecrets(c) {
+		// Masking comes with a later version; until then nothing is shown.
+		return &Gate{Name: "secret-values", Approvers: 1}
+	}
+	return strictest
+}
