@@ -1,0 +1,93 @@
+package request
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+
+	"github.com/taskgate/taskgate/authz"
+)
+
+// maxSegments is the longest path the API server routes:
+// /apis/group/version/namespaces/ns/resource/name/subresource.
+const maxSegments = 8
+
+// canonicalPath returns the decoded path of a request target, or refuses every
+// spelling but the one net/url and with it client-go writes.
+func canonicalPath(target string) (string, *Refusal) {
+	raw, _, _ := strings.Cut(target, "?")
+	if !strings.HasPrefix(raw, "/") {
+		return "", refuse(authz.BadPath, "Form", "the request target has to be a path that begins with /")
+	}
+	path, err := url.PathUnescape(raw)
+	if err != nil {
+		return "", refuse(authz.BadPath, "Encoding", "the path is not a valid percent-encoding")
+	}
+	if (&url.URL{Path: path}).EscapedPath() != raw {
+		return "", refuse(authz.BadPath, "Encoding", "the path is not in canonical form; encode only what has to be encoded")
+	}
+	for _, char := range []byte(path) {
+		if char < ' ' || char > '~' || strings.IndexByte(`%\;?#`, char) >= 0 {
+			return "", refuse(authz.BadPath, "Character", "the path holds the character %q, which no path of the Kubernetes API needs", rune(char))
+		}
+	}
+	if path == "/" {
+		return path, nil
+	}
+	segments := strings.Split(path[1:], "/")
+	if len(segments) > maxSegments {
+		return "", refuse(authz.BadPath, "Length", "the path has more than %d segments", maxSegments)
+	}
+	for _, segment := range segments {
+		if segment == "" || segment == "." || segment == ".." {
+			return "", refuse(authz.BadPath, "Segment", "the path holds an empty segment, . or .., or ends in /")
+		}
+	}
+	return path, nil
+}
+
+// resolve reads a canonical path and its query as the API server does.
+func (p *Parser) resolve(method, path string, query url.Values) (*apirequest.RequestInfo, *Refusal) {
+	if legacyVerb(path) {
+		return nil, refuse(authz.PolicyDenied, "LegacyPath", "/watch/ and /proxy/ paths are not served; use ?watch=true").as(http.StatusForbidden)
+	}
+	info, err := p.resolver.NewRequestInfo(&http.Request{Method: method, URL: &url.URL{Path: path, RawQuery: query.Encode()}})
+	if err != nil {
+		return nil, refuse(authz.BadPath, "Unresolved", "the path cannot be resolved")
+	}
+	if info.IsResourceRequest && pathOf(info) != path {
+		return nil, refuse(authz.BadPath, "Unresolved", "the path goes on behind what it names")
+	}
+	return info, nil
+}
+
+// legacyVerb finds the deprecated spelling of watch and proxy as path prefixes
+// (requestinfo.go, specialVerbs).
+func legacyVerb(path string) bool {
+	segments := strings.Split(path[1:], "/")
+	at := map[string]int{"api": 2, "apis": 3}[segments[0]]
+	return at > 0 && len(segments) > at && (segments[at] == "watch" || segments[at] == "proxy")
+}
+
+// pathOf writes the one path that names what info names. Comparing it with the
+// path that was read proves that no part of the path was ignored.
+func pathOf(info *apirequest.RequestInfo) string {
+	path := "/" + info.APIPrefix
+	if info.APIGroup != "" {
+		path += "/" + info.APIGroup
+	}
+	path += "/" + info.APIVersion
+	if info.Namespace != "" && info.Resource != "namespaces" {
+		path += "/namespaces/" + info.Namespace
+	}
+	path += "/" + info.Resource
+	if len(info.Parts) > 1 { // info.Name may come from a field selector
+		path += "/" + info.Parts[1]
+	}
+	if info.Subresource != "" {
+		path += "/" + info.Subresource
+	}
+	return path
+}
