@@ -97,9 +97,9 @@ func (c *Call) discovery() bool {
 	return false
 }
 
-// selfReview reports whether the call asks what the caller itself is or may do.
-// The broker answers it from the grants.
-func (c *Call) selfReview() bool {
+// AsksAboutItself reports whether the call is a review of what the caller itself
+// is or may do. The broker answers it from the grants.
+func (c *Call) AsksAboutItself() bool {
 	if c.Verb != Create || c.Subresource != "" || c.Namespace != "" {
 		return false
 	}

@@ -109,11 +109,13 @@ func waivedByAll(policies map[string]*policyRow, gate string) bool {
 }
 
 func hold(row *grantRow, policies map[string]*policyRow) heldGrant {
+	held := heldGrant{Grant: row.Grant, rules: row.rules, end: row.End()}
 	var policy *Policy
 	if match := policies[row.Policy]; match != nil {
-		policy = match.Policy
+		policy, held.budget = match.Policy, match.Budget
 	}
-	return heldGrant{Grant: row.Grant, standing: judge(row.Grant, policy), rules: row.rules, end: row.End()}
+	held.standing = judge(row.Grant, policy)
+	return held
 }
 
 // judge says what a grant is worth under its policy, nil if the policy is
@@ -144,6 +146,7 @@ const (
 	EndRevoked       = "Revoked"
 	EndBudgetSpent   = "BudgetSpent"
 	EndPolicyChanged = "PolicyChanged"
+	EndSuspended     = "Suspended"
 )
 
 // byStandingThenEnd puts active grants first, the earliest end before the

@@ -57,6 +57,8 @@ type Decision struct {
 	Grant *Grant
 	// Rule is the rule of the grant that covers the call, nil if none does.
 	Rule *Rule
+	// Budget is what the charged grant may use up; meaningful with Allow.
+	Budget Budget
 	// Gate is the gate the call waits at, nil if there is none.
 	Gate *Gate
 	// Covering counts the active grants that cover the call; see Set.Candidates.
@@ -97,7 +99,7 @@ func Decide(q Question) Decision {
 		return Decision{Reason: BadPath}
 	case q.Call.discovery():
 		return Decision{Verdict: Allow}
-	case q.Call.selfReview():
+	case q.Call.AsksAboutItself():
 		return Decision{Verdict: Allow, Self: true}
 	}
 	if cause := q.Set.boundary.never(q.Call); cause != "" {

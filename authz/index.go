@@ -18,9 +18,17 @@ type Policy struct {
 	Allow     []Rule
 	Gates     []Gate
 	Waive     []string
+	// Budget is what one grant may use up; nil fields do not limit.
+	Budget Budget
 	// Invalid says why the policy cannot be understood; then it grants nothing,
 	// and its gates and its suspension still hold.
 	Invalid string
+}
+
+// Budget is an amount of use. Who counts is not the business of this package; a
+// decision only says which budget its grant is under.
+type Budget struct {
+	Requests, Mutations, Streams, BytesOut *int64
 }
 
 // Grant is one TaskGrant as plain values, with the parts of its status that

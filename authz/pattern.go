@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -67,4 +68,13 @@ func (p *pattern) match(id spiffeid.ID) bool {
 		}
 	}
 	return true
+}
+
+// Matches reports whether the policy is about the agent. A pattern that cannot
+// be read is about nobody.
+func (p *Policy) Matches(agent spiffeid.ID) bool {
+	return slices.ContainsFunc(p.Agents, func(text string) bool {
+		pattern, err := parsePattern(text)
+		return err == nil && pattern.match(agent)
+	})
 }

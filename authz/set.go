@@ -23,6 +23,7 @@ type heldGrant struct {
 	standing standing
 	rules    []matcher
 	end      time.Time
+	budget   Budget
 }
 
 // standing is what a grant is worth, but for time. The zero value is worth
@@ -118,7 +119,7 @@ func (s *Set) cover(q *Question) Decision {
 		if now == active {
 			d.Covering++
 			if d.Covering == 1 {
-				d.Grant, d.Rule, best = g.Grant, rule, active
+				d.Grant, d.Rule, d.Budget, best = g.Grant, rule, g.budget, active
 			}
 			continue
 		}

@@ -261,6 +261,11 @@ func (in *GrantApproval) DeepCopy() *GrantApproval {
 func (in *GrantLimits) DeepCopyInto(out *GrantLimits) {
 	*out = *in
 	out.MaxTTL = in.MaxTTL
+	if in.MaxActive != nil {
+		in, out := &in.MaxActive, &out.MaxActive
+		*out = new(int32)
+		**out = **in
+	}
 	if in.PerDay != nil {
 		in, out := &in.PerDay, &out.PerDay
 		*out = new(int32)

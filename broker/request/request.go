@@ -35,6 +35,12 @@ type Request struct {
 	Live bool
 }
 
+// Path is the canonical path, decoded.
+func (r *Request) Path() string { return r.path }
+
+// Query is the canonical query, encoded.
+func (r *Request) Query() string { return r.query.Encode() }
+
 // URI is the canonical request target, as it is recorded and forwarded.
 func (r *Request) URI() string {
 	return (&url.URL{Path: r.path, RawQuery: r.query.Encode()}).RequestURI()

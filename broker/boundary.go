@@ -1,0 +1,126 @@
+package broker
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/rs/zerolog"
+
+	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/control"
+	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/identity"
+	"github.com/taskgate/taskgate/recorder"
+)
+
+// boundary serves the sidecars. It is the http.Handler of the broker.
+type boundary struct {
+	identity *identity.Source
+	index    *authz.Index
+	never    authz.Boundary
+	recorder *recorder.Recorder
+	upstream *upstream
+	parser   *request.Parser
+	live     *liveCalls
+	metrics  *metrics
+	log      zerolog.Logger
+	now      func() time.Time
+
+	// charge takes a call out of the budget of its grant (control.Controller).
+	charge func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error)
+	// kindOf looks a resource up in what the cluster serves (catalog).
+	kindOf func(group, resource, subresource string) (kindInfo, bool)
+	// ready says why calls cannot be served at all, nil if they can.
+	ready func() error
+
+	conns sync.Map // net.Conn → *agentConn, while it is open
+}
+
+// bodyDeadline is the time a request has to arrive whole.
+const bodyDeadline = 30 * time.Second
+
+// ServeHTTP takes one request through the boundary.
+func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{b: b, conn: connOf(r), w: w, r: r, started: b.now(), auditID: uuid.NewString()}
+	if x.conn == nil {
+		x.conn = &agentConn{agent: "unknown"}
+		x.refuse(&refusal{reason: authz.IdentityUnknown, status: http.StatusUnauthorized, close: true, text: "the identity of the connection could not be verified"})
+		return
+	}
+	if r.ProtoMajor == 1 {
+		x.conn.unread.Add(-1)
+	}
+	if refused := x.conn.identify(x.started); refused != nil {
+		x.refuse(refused)
+		return
+	}
+	if refused := x.parse(); refused != nil {
+		x.refuse(refused)
+		return
+	}
+	admission, refused := x.admitOrAnswer()
+	switch {
+	case refused != nil:
+		x.refuse(refused)
+	case admission != nil:
+		x.forward(admission)
+	}
+	b.metrics.served(x)
+}
+
+// parse reads the request. The deadline holds for the body only: an answer may
+// take as long as it likes.
+func (x *exchange) parse() *refusal {
+	control := http.NewResponseController(x.w)
+	if x.r.Body != http.NoBody {
+		_ = control.SetReadDeadline(time.Now().Add(bodyDeadline)) // cannot fail on the server's own writers
+		defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	}
+	parsed, refused := x.b.parser.Parse(x.r)
+	x.request = parsed
+	if refused != nil {
+		return notUnderstood(refused)
+	}
+	return nil
+}
+
+// admitOrAnswer admits a call to the cluster, or answers one that asks about the
+// agent itself; then it returns neither.
+func (x *exchange) admitOrAnswer() (*admission, *refusal) {
+	if x.request.Call.AsksAboutItself() {
+		return nil, x.review()
+	}
+	return x.admit()
+}
+
+// recordMalformed records that a peer sent what is no HTTP request. What it was
+// is not kept: it was never understood.
+func (b *boundary) recordMalformed(conn *agentConn, peer net.Addr) {
+	now := recorder.MicroTime{Time: b.now()}
+	e := &recorder.Event{
+		AuditID: uuid.NewString(), Stage: recorder.StageResponseComplete, User: recorder.UserInfo{Username: conn.agent},
+		RequestReceivedTimestamp: now, StageTimestamp: now,
+		ResponseStatus: &recorder.ResponseStatus{Status: "Failure", Code: http.StatusBadRequest, Reason: string(authz.BadHeader)},
+		Annotations: map[string]string{
+			recorder.AnnotationSVID: conn.svid, recorder.AnnotationDecision: "deny",
+			recorder.AnnotationReason: string(authz.BadHeader), recorder.AnnotationCause: "Malformed",
+		},
+	}
+	if host, _, err := net.SplitHostPort(peer.String()); err == nil {
+		e.SourceIPs = []string{host}
+	}
+	if _, err := b.recorder.Append(e); err != nil {
+		b.log.Warn().Err(err).Msg("cannot record a malformed request; it was refused all the same")
+	}
+	b.metrics.refused(authz.BadHeader)
+}
+
+// shutdown ends the calls that go on and waits for all others.
+func (b *boundary) shutdown(ctx context.Context, server *http.Server) error {
+	b.live.close(unavailable(authz.NotReady, "ShuttingDown", "the broker is shutting down. Next: repeat the same command"))
+	return server.Shutdown(ctx)
+}

@@ -1,0 +1,184 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/taskgate/taskgate/api/v1alpha1"
+	"github.com/taskgate/taskgate/authz"
+)
+
+// ErrSpent says that a budget of the grant is used up. Any other error means
+// that it is not known, and the call must be refused all the same.
+var ErrSpent = errors.New("the budget is spent")
+
+// Use is what a call takes out of the budget of its grant.
+type Use struct {
+	Mutation bool // changes the cluster; dry runs do not
+	Stream   bool
+}
+
+// budgets holds the meters of all grants that were charged here.
+type budgets struct {
+	controller *Controller
+	mu         sync.Mutex
+	meters     map[string]*Meter // by UID of the grant
+}
+
+// Meter counts what one grant uses at this replica. Safe for concurrent use.
+type Meter struct {
+	name, uid string
+	requests  atomic.Int64
+	bytesOut  atomic.Int64
+
+	mu        sync.Mutex // held while a share is reserved, so that one call does it
+	mutations int64      // reserved and not spent yet
+	streams   int64
+}
+
+// Charge takes a call out of the budget of the grant that is charged, or returns
+// ErrSpent. Mutations and streams come out of a share that was reserved in the
+// grant's status before; the meter counts the bytes that follow.
+func (c *Controller) Charge(ctx context.Context, grant *authz.Grant, budget authz.Budget, use Use) (*Meter, error) {
+	m := c.budgets.meter(grant)
+	if limit := budget.BytesOut; limit != nil && m.bytesOut.Load() >= *limit {
+		return nil, fmt.Errorf("%w: bytesOut", ErrSpent)
+	}
+	if requests := m.requests.Add(1); budget.Requests != nil && requests > *budget.Requests {
+		return nil, fmt.Errorf("%w: requests", ErrSpent)
+	}
+	if use.Mutation && budget.Mutations != nil {
+		if err := c.spend(ctx, m, &m.mutations, *budget.Mutations, "mutations", mutationsOf); err != nil {
+			return nil, err
+		}
+	}
+	if use.Stream && budget.Streams != nil {
+		return m, c.spend(ctx, m, &m.streams, *budget.Streams, "streams", streamsOf)
+	}
+	return m, nil
+}
+
+// Out counts bytes of an answer and reports whether there is room for them.
+func (m *Meter) Out(n int, budget authz.Budget) bool {
+	total := m.bytesOut.Add(int64(n))
+	return budget.BytesOut == nil || total <= *budget.BytesOut
+}
+
+func mutationsOf(u *v1alpha1.Usage) *int64 { return &u.Mutations }
+func streamsOf(u *v1alpha1.Usage) *int64   { return &u.Streams }
+
+// spend takes one out of the share, after having reserved a new one if it was
+// empty.
+func (c *Controller) spend(ctx context.Context, m *Meter, share *int64, limit int64, what string, field func(*v1alpha1.Usage) *int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if *share == 0 {
+		reserved, err := c.reserve(ctx, m, limit, field)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, what)
+		}
+		*share = reserved
+	}
+	*share--
+	return nil
+}
+
+// reserve raises what the grant's status says is used, by compare-and-swap, and
+// returns by how much.
+func (c *Controller) reserve(ctx context.Context, m *Meter, limit int64, field func(*v1alpha1.Usage) *int64) (int64, error) {
+	var reserved int64
+	err := c.changeUsage(ctx, m, func(usage *v1alpha1.Usage) error {
+		left := limit - *field(usage)
+		if left <= 0 {
+			return ErrSpent
+		}
+		reserved = shareOf(left)
+		*field(usage) += reserved
+		return nil
+	})
+	return reserved, err
+}
+
+// shareOf keeps shares small where little is left, so that other replicas get
+// some of it.
+func shareOf(left int64) int64 { return min(8, max(1, left/4)) }
+
+// changeUsage changes status.used of the very grant the meter is for. It tries a
+// few times, as other replicas write the same object.
+func (c *Controller) changeUsage(ctx context.Context, m *Meter, change func(*v1alpha1.Usage) error) error {
+	var conflict error
+	for attempt := range 10 {
+		grant, err := c.client.getGrant(ctx, m.name)
+		if err != nil {
+			return fmt.Errorf("reading the grant for its budget: %w", err)
+		}
+		if string(grant.UID) != m.uid {
+			return fmt.Errorf("%w: the grant was replaced", ErrSpent)
+		}
+		if grant.Status.Used == nil {
+			grant.Status.Used = &v1alpha1.Usage{}
+		}
+		if err := change(grant.Status.Used); err != nil {
+			return err
+		}
+		if conflict = c.client.updateStatus(ctx, grants, m.name, grant); conflict == nil || !apierrors.IsConflict(conflict) {
+			return conflict
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Duration(attempt) * 5 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("reserving the budget: %w", conflict)
+}
+
+func (b *budgets) meter(grant *authz.Grant) *Meter {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := b.meters[grant.UID]
+	if m == nil {
+		m = &Meter{name: grant.Name, uid: grant.UID}
+		b.meters[grant.UID] = m
+	}
+	return m
+}
+
+func (b *budgets) forget(uid string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.meters, uid)
+}
+
+// giveBack returns the shares that were reserved and not spent.
+func (b *budgets) giveBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, m := range b.meters {
+		m.mu.Lock()
+		mutations, streams := m.mutations, m.streams
+		m.mutations, m.streams = 0, 0
+		m.mu.Unlock()
+		if mutations+streams == 0 {
+			continue
+		}
+		err := b.controller.changeUsage(ctx, m, func(usage *v1alpha1.Usage) error {
+			usage.Mutations -= mutations
+			usage.Streams -= streams
+			return nil
+		})
+		if err != nil && !apierrors.IsNotFound(err) && !errors.Is(err, ErrSpent) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,275 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/taskgate/taskgate/api/v1alpha1"
+	"github.com/taskgate/taskgate/authz"
+)
+
+// HeartbeatObject is the name of the two inert objects, one AgentPolicy and one
+// TaskGrant, through which freshness is proven. They come with the manifests.
+const HeartbeatObject = "taskgate-heartbeat"
+
+// Config says what a Controller works with. All fields must be set, but for
+// those with a default.
+type Config struct {
+	Broker  string       // this replica's name
+	Index   *authz.Index // is filled
+	Control *rest.Config // cluster with the objects of taskgate.dev
+	Guarded *rest.Config // cluster the agents' calls go to
+	Log     zerolog.Logger
+	Now     func() time.Time
+	// StaleAfter is how long decisions may rest on what was last proven fresh.
+	// Default 30 seconds.
+	StaleAfter time.Duration
+	// Beat is the time between two heartbeats. Default a sixth of StaleAfter.
+	Beat time.Duration
+}
+
+// Controller is one replica's side of the control cluster. See the package
+// comment. Its methods are safe for concurrent use.
+type Controller struct {
+	config Config
+	client *client
+	guards *guards
+	queue  workqueue.TypedRateLimitingInterface[item]
+
+	policies cache.SharedIndexInformer
+	grants   cache.SharedIndexInformer
+
+	beats   beats
+	budgets budgets
+
+	mu         sync.Mutex
+	tombstones map[string]tombstone // UID → deleted grant
+}
+
+// item is one object to look at.
+type item struct{ resource, name string }
+
+// New makes a controller; Run starts it.
+func New(config Config) (*Controller, error) {
+	if config.StaleAfter == 0 {
+		config.StaleAfter = 30 * time.Second
+	}
+	if config.Beat == 0 {
+		config.Beat = config.StaleAfter / 6
+	}
+	client, err := newClient(config.Control)
+	if err != nil {
+		return nil, err
+	}
+	guards, err := newGuards(config.Guarded)
+	if err != nil {
+		return nil, err
+	}
+	c := &Controller{
+		config: config, client: client, guards: guards,
+		queue:      workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[item]()),
+		tombstones: map[string]tombstone{},
+	}
+	c.beats = beats{nonce: rand.Text(), proven: map[string]time.Time{}}
+	c.budgets = budgets{controller: c, meters: map[string]*Meter{}}
+	c.policies = cache.NewSharedIndexInformer(listWatch[v1alpha1.AgentPolicyList](client, policies), &v1alpha1.AgentPolicy{}, 0, cache.Indexers{})
+	c.grants = cache.NewSharedIndexInformer(listWatch[v1alpha1.TaskGrantList](client, grants), &v1alpha1.TaskGrant{}, 0,
+		cache.Indexers{byPolicy: grantsByPolicy})
+	return c, nil
+}
+
+const byPolicy = "policy"
+
+func grantsByPolicy(object any) ([]string, error) {
+	return []string{object.(*v1alpha1.TaskGrant).Spec.Policy}, nil
+}
+
+// Run works until ctx ends and returns when all its goroutines have. What was
+// reserved of budgets and not spent is given back, as far as the cluster answers.
+func (c *Controller) Run(ctx context.Context) error {
+	if _, err := c.policies.AddEventHandler(handler(c.policyChanged, c.policyDeleted)); err != nil {
+		return err
+	}
+	if _, err := c.grants.AddEventHandler(handler(c.grantChanged, c.grantDeleted)); err != nil {
+		return err
+	}
+	var wait sync.WaitGroup
+	for _, run := range []func(context.Context){
+		c.policies.RunWithContext, c.grants.RunWithContext, c.guards.run, c.beat, c.buryTombstones, c.recheckPolicies,
+	} {
+		wait.Go(func() { run(ctx) })
+	}
+	for range 4 {
+		wait.Go(func() { c.work(ctx) })
+	}
+	<-ctx.Done()
+	c.queue.ShutDown()
+	wait.Wait()
+	return c.budgets.giveBack(context.WithoutCancel(ctx))
+}
+
+// Ready says why decisions cannot be made yet, nil if they can.
+func (c *Controller) Ready() error {
+	if !c.config.Now().Before(c.config.Index.FreshUntil()) {
+		return fmt.Errorf("policies and grants are not proven fresh: %w", c.beats.problem())
+	}
+	return nil
+}
+
+// GuardsReady says which admission policy of the guarded cluster is missing or
+// changed, nil if all hold.
+func (c *Controller) GuardsReady() error { return c.guards.ready(c.config.Now()) }
+
+// handler wires typed callbacks into an informer. A panic in a callback would
+// be a defect; it is not recovered, because an index that missed an event lies.
+func handler[T any](changed func(*T), deleted func(*T)) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(object any) { changed(object.(*T)) },
+		UpdateFunc: func(_, object any) { changed(object.(*T)) },
+		DeleteFunc: func(object any) {
+			if unknown, ok := object.(cache.DeletedFinalStateUnknown); ok {
+				object = unknown.Obj
+			}
+			deleted(object.(*T))
+		},
+	}
+}
+
+func (c *Controller) policyChanged(policy *v1alpha1.AgentPolicy) {
+	if policy.Name == HeartbeatObject {
+		c.sawBeat(policies, policy.Status.Heartbeats)
+		return
+	}
+	c.must(c.config.Index.PutPolicy(Policy(policy)))
+	c.queue.Add(item{policies, policy.Name})
+	c.requeueGrants(policy.Name)
+}
+
+func (c *Controller) policyDeleted(policy *v1alpha1.AgentPolicy) {
+	if policy.Name == HeartbeatObject {
+		return
+	}
+	c.must(c.config.Index.DeletePolicy(policy.Name))
+	c.requeueGrants(policy.Name)
+}
+
+func (c *Controller) grantChanged(grant *v1alpha1.TaskGrant) {
+	if grant.Name == HeartbeatObject {
+		c.sawBeat(grants, grant.Status.Heartbeats)
+		return
+	}
+	c.must(c.config.Index.PutGrant(Grant(grant)))
+	c.queue.Add(item{grants, grant.Name})
+}
+
+func (c *Controller) grantDeleted(grant *v1alpha1.TaskGrant) {
+	if grant.Name == HeartbeatObject {
+		return
+	}
+	gone := Grant(grant)
+	gone.Deleted = true
+	c.must(c.config.Index.PutGrant(gone))
+	c.budgets.forget(gone.UID)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tombstones[gone.UID] = tombstone{gone, c.config.Now().Add(keepTombstones)}
+}
+
+// must ends the process if the index cannot be written: it is in memory, so this
+// is a defect, and an index that misses an object would go on deciding.
+func (c *Controller) must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("writing the index: %v", err))
+	}
+}
+
+func (c *Controller) requeueGrants(policy string) {
+	under, _ := c.grants.GetIndexer().ByIndex(byPolicy, policy) // the index is ours and exists
+	for _, object := range under {
+		c.queue.Add(item{grants, object.(*v1alpha1.TaskGrant).Name})
+	}
+}
+
+// tombstone is a deleted grant that is remembered for a while, so that the agent
+// is told GrantRevoked.
+type tombstone struct {
+	grant *authz.Grant
+	until time.Time
+}
+
+const keepTombstones = 24 * time.Hour
+
+func (c *Controller) buryTombstones(ctx context.Context) {
+	every(ctx, time.Minute, func() {
+		now := c.config.Now()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for uid, stone := range c.tombstones {
+			if now.After(stone.until) {
+				c.must(c.config.Index.ForgetGrant(stone.grant))
+				delete(c.tombstones, uid)
+			}
+		}
+	})
+}
+
+// recheckPolicies looks at every policy anew from time to time: whether the
+// broker may act for it upstream changes without the policy changing.
+func (c *Controller) recheckPolicies(ctx context.Context) {
+	every(ctx, 30*time.Second, func() {
+		for _, name := range c.policies.GetStore().ListKeys() {
+			c.queue.Add(item{policies, name})
+		}
+	})
+}
+
+func every(ctx context.Context, period time.Duration, do func()) {
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			do()
+		}
+	}
+}
+
+// work takes objects off the queue until it is shut down.
+func (c *Controller) work(ctx context.Context) {
+	for {
+		next, shutdown := c.queue.Get()
+		if shutdown {
+			return
+		}
+		err := c.reconcile(ctx, next)
+		switch {
+		case err == nil, apierrors.IsNotFound(err):
+			c.queue.Forget(next)
+		case apierrors.IsConflict(err): // another replica was first; its write comes through the watch
+			c.queue.AddAfter(next, 50*time.Millisecond)
+		case !errors.Is(err, context.Canceled):
+			c.config.Log.Warn().Err(err).Str("resource", next.resource).Str("name", next.name).Msg("cannot write a status; trying again")
+			c.queue.AddRateLimited(next)
+		}
+		c.queue.Done(next)
+	}
+}
+
+func (c *Controller) reconcile(ctx context.Context, next item) error {
+	if next.resource == policies {
+		return c.reconcilePolicy(ctx, next.name)
+	}
+	return c.reconcileGrant(ctx, next.name)
+}

@@ -1,0 +1,221 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/taskgate/taskgate/api/v1alpha1"
+	"github.com/taskgate/taskgate/authz"
+)
+
+// evaluation is what a grant's status depends on.
+type evaluation struct {
+	grant *v1alpha1.TaskGrant
+	// policy is the one the grant names, nil if there is none.
+	policy *v1alpha1.AgentPolicy
+	// siblings are the agent's grants under the same policy, this one included.
+	siblings []*authz.Grant
+	now      time.Time
+}
+
+// outcome is what became of a grant, before it is written as conditions.
+type outcome struct {
+	state   state
+	reason  string
+	message string
+}
+
+type state uint8
+
+const (
+	waiting state = iota // for people, or for its policy
+	denied               // final
+	active
+	ended // final
+)
+
+// status computes what the grant's status should be. It is a pure function;
+// applied to its own result it changes nothing until time or a spec does.
+func (e *evaluation) status() v1alpha1.TaskGrantStatus {
+	status := *e.grant.Status.DeepCopy()
+	result := e.outcome()
+	if result.state == active && status.ActiveFrom == nil {
+		from := metav1.NewMicroTime(e.now)
+		until := metav1.NewMicroTime(e.now.Add(e.grant.Spec.TTL.Duration))
+		status.ActiveFrom, status.ExpiresAt = &from, &until
+		status.Digest = Digest(&e.grant.Spec)
+		result.message = "until " + until.UTC().Format(time.RFC3339)
+	}
+	if result.state == ended {
+		status.EndReason = result.reason
+	}
+	approved, activeNow, over := result.state.conditions(status.ActiveFrom != nil)
+	e.set(&status, v1alpha1.GrantApproved, approved, result)
+	e.set(&status, v1alpha1.GrantActive, activeNow, result)
+	e.set(&status, v1alpha1.GrantEnded, over, result)
+	return status
+}
+
+// conditions are Approved, Active and Ended in this state. A grant that ended
+// was approved if it ever was active.
+func (s state) conditions(wasActive bool) (approved, activeNow, over metav1.ConditionStatus) {
+	switch s {
+	case active:
+		return metav1.ConditionTrue, metav1.ConditionTrue, metav1.ConditionFalse
+	case denied:
+		return metav1.ConditionFalse, metav1.ConditionFalse, metav1.ConditionTrue
+	case ended:
+		if wasActive {
+			return metav1.ConditionTrue, metav1.ConditionFalse, metav1.ConditionTrue
+		}
+		return metav1.ConditionFalse, metav1.ConditionFalse, metav1.ConditionTrue
+	}
+	return metav1.ConditionUnknown, metav1.ConditionFalse, metav1.ConditionFalse
+}
+
+// set writes one condition. The condition Approved keeps the reason it was
+// given for when the grant later ends.
+func (e *evaluation) set(status *v1alpha1.TaskGrantStatus, kind string, is metav1.ConditionStatus, result outcome) {
+	if kind == v1alpha1.GrantApproved && meta.IsStatusConditionPresentAndEqual(status.Conditions, kind, is) && is == metav1.ConditionTrue {
+		return
+	}
+	reason := result.reason
+	if kind == v1alpha1.GrantApproved && is == metav1.ConditionTrue {
+		reason = reasonWithinPolicy
+	}
+	meta.SetStatusCondition(&status.Conditions, metav1.Condition{
+		Type: kind, Status: is, Reason: reason, Message: result.message,
+		ObservedGeneration: e.grant.Generation, LastTransitionTime: metav1.NewTime(e.now),
+	})
+}
+
+// outcome is the decision about the grant.
+func (e *evaluation) outcome() outcome {
+	spec, status := &e.grant.Spec, &e.grant.Status
+	wasActive := status.ActiveFrom != nil
+	switch {
+	case status.EndReason != "" || meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantEnded):
+		return e.recorded()
+	case spec.Revoked, e.grant.DeletionTimestamp != nil:
+		return outcome{ended, authz.EndRevoked, "revoked"}
+	case e.policy == nil && !wasActive:
+		return outcome{waiting, reasonPolicyMissing, fmt.Sprintf("there is no AgentPolicy %q yet", spec.Policy)}
+	case e.policy == nil:
+		return outcome{ended, authz.EndPolicyChanged, fmt.Sprintf("the AgentPolicy %q is gone", spec.Policy)}
+	case e.policy.Spec.Suspended && wasActive:
+		return outcome{ended, authz.EndSuspended, fmt.Sprintf("the AgentPolicy %q is suspended", spec.Policy)}
+	}
+	if problem := e.outside(); problem != "" {
+		if wasActive {
+			return outcome{ended, authz.EndPolicyChanged, problem}
+		}
+		return outcome{denied, reasonOutsidePolicy, problem}
+	}
+	if wasActive {
+		if end := status.ActiveFrom.Add(spec.TTL.Duration); !e.now.Before(end) {
+			return outcome{ended, authz.EndExpired, "it was active until " + end.UTC().Format(time.RFC3339)}
+		}
+		return outcome{active, reasonActive, "until " + status.ExpiresAt.UTC().Format(time.RFC3339)}
+	}
+	return e.admit()
+}
+
+// recorded repeats what is final.
+func (e *evaluation) recorded() outcome {
+	over := meta.FindStatusCondition(e.grant.Status.Conditions, v1alpha1.GrantEnded)
+	if over == nil {
+		return outcome{ended, e.grant.Status.EndReason, ""}
+	}
+	if e.grant.Status.EndReason == "" {
+		return outcome{denied, over.Reason, over.Message}
+	}
+	return outcome{ended, e.grant.Status.EndReason, over.Message}
+}
+
+// outside says in what way the grant does not lie inside its policy, "" if it
+// does.
+func (e *evaluation) outside() string {
+	spec, policy := &e.grant.Spec, Policy(e.policy)
+	if policy.Invalid != "" {
+		return fmt.Sprintf("the AgentPolicy %q grants nothing: %s", policy.Name, policy.Invalid)
+	}
+	id, err := spiffeid.FromString(spec.Agent)
+	if err != nil {
+		return fmt.Sprintf("spec.agent: %v", err)
+	}
+	if !policy.Matches(id) {
+		return fmt.Sprintf("the AgentPolicy %q is not about %s", policy.Name, spec.Agent)
+	}
+	if longest := e.policy.Spec.Grant.MaxTTL.Duration; spec.TTL.Duration > longest {
+		return fmt.Sprintf("spec.ttl: %s is longer than the %s the AgentPolicy %q allows", spec.TTL.Duration, longest, policy.Name)
+	}
+	if missing := authz.Missing(policy.Allow, rules(spec.Rules)); len(missing) > 0 {
+		return fmt.Sprintf("the AgentPolicy %q does not allow: %s", policy.Name, abbreviate(missing))
+	}
+	return ""
+}
+
+func abbreviate(lines []string) string {
+	const most = 8
+	if len(lines) > most {
+		return fmt.Sprintf("%s; and %d more", strings.Join(lines[:most], "; "), len(lines)-most)
+	}
+	return strings.Join(lines, "; ")
+}
+
+// admit decides about a grant that lies inside its policy and was never active.
+func (e *evaluation) admit() outcome {
+	limits := &e.policy.Spec.Grant
+	if e.policy.Spec.Suspended {
+		return outcome{waiting, authz.EndSuspended, fmt.Sprintf("the AgentPolicy %q is suspended", e.policy.Name)}
+	}
+	if !limits.Approval.None {
+		return outcome{waiting, reasonApproval, fmt.Sprintf("waits for %d approvals of %s; approving is not part of this version",
+			limits.Approval.Approvers, strings.Join(limits.Approval.Groups, ", "))}
+	}
+	activeNow, today := e.count()
+	if limits.MaxActive != nil && activeNow >= int(*limits.MaxActive) {
+		return outcome{denied, reasonLimit, fmt.Sprintf("the agent holds %d active grants under the AgentPolicy %q, which allows %d (maxActive)",
+			activeNow, e.policy.Name, *limits.MaxActive)}
+	}
+	if limits.PerDay != nil && today >= int(*limits.PerDay) {
+		return outcome{denied, reasonLimit, fmt.Sprintf("the agent was given %d grants under the AgentPolicy %q today, which allows %d (perDay)",
+			today, e.policy.Name, *limits.PerDay)}
+	}
+	return outcome{active, reasonActive, ""}
+}
+
+// count returns how many other grants are active, and how many became active
+// since midnight UTC.
+func (e *evaluation) count() (activeNow, today int) {
+	midnight := e.now.UTC().Truncate(24 * time.Hour)
+	for _, sibling := range e.siblings {
+		if sibling.UID == string(e.grant.UID) || sibling.Policy != e.grant.Spec.Policy || sibling.ActiveFrom.IsZero() {
+			continue
+		}
+		if !sibling.ActiveFrom.Before(midnight) {
+			today++
+		}
+		if sibling.Active && sibling.EndReason == "" && !sibling.Revoked && !sibling.Deleted && e.now.Before(sibling.End()) {
+			activeNow++
+		}
+	}
+	return activeNow, today
+}
+
+// final reports whether the status takes something away for good, so that it
+// must not rest on an informer's view.
+func final(before, after *v1alpha1.TaskGrantStatus) bool {
+	return meta.IsStatusConditionTrue(after.Conditions, v1alpha1.GrantEnded) &&
+		!meta.IsStatusConditionTrue(before.Conditions, v1alpha1.GrantEnded)
+}
+
+func same(before, after *v1alpha1.TaskGrantStatus) bool {
+	return equality.Semantic.DeepEqual(before, after)
+}

@@ -1,0 +1,160 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/yaml"
+
+	"github.com/taskgate/taskgate/manifests"
+)
+
+// guards watches over the admission policies of the guarded cluster. They judge
+// what the broker cannot: the result of a patch, and templates it does not know.
+type guards struct {
+	client   kubernetes.Interface
+	policies []admissionv1.ValidatingAdmissionPolicy
+	bindings []admissionv1.ValidatingAdmissionPolicyBinding
+
+	mu      sync.Mutex
+	good    time.Time // when all were last seen as they should be
+	problem error
+}
+
+const (
+	guardEvery = 5 * time.Second
+	// guardGrace is how long the guards may be out of sight, as during a restart
+	// of the API server, before they count as absent.
+	guardGrace = 30 * time.Second
+)
+
+func newGuards(config *rest.Config) (*guards, error) {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for the guarded cluster: %w", err)
+	}
+	g := &guards{client: client, problem: errors.New("the admission policies have not been looked at yet")}
+	for document := range strings.SplitSeq(manifests.AdmissionPods, "\n---\n") {
+		var kind metav1.TypeMeta
+		var policy admissionv1.ValidatingAdmissionPolicy
+		var binding admissionv1.ValidatingAdmissionPolicyBinding
+		err := yaml.Unmarshal([]byte(document), &kind)
+		switch kind.Kind {
+		case "ValidatingAdmissionPolicy":
+			err = yaml.UnmarshalStrict([]byte(document), &policy)
+			g.policies = append(g.policies, policy)
+		case "ValidatingAdmissionPolicyBinding":
+			err = yaml.UnmarshalStrict([]byte(document), &binding)
+			g.bindings = append(g.bindings, binding)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the built-in admission policies: %w", err)
+		}
+	}
+	if len(g.policies) == 0 || len(g.policies) != len(g.bindings) {
+		return nil, errors.New("the built-in admission policies are incomplete")
+	}
+	return g, nil
+}
+
+func (g *guards) run(ctx context.Context) {
+	g.look(ctx)
+	every(ctx, guardEvery, func() { g.look(ctx) })
+}
+
+// look compares every policy and binding with what it should be. An API server
+// that does not answer leaves the last finding in force for guardGrace.
+func (g *guards) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, guardEvery)
+	defer cancel()
+	seen := time.Now()
+	err := g.compare(ctx)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.problem = err
+	var wrong *guardError
+	switch {
+	case err == nil:
+		g.good = seen
+	case errors.As(err, &wrong):
+		g.good = time.Time{}
+	}
+}
+
+// guardError is a guard that is known to be absent or changed.
+type guardError struct{ text string }
+
+func (e *guardError) Error() string {
+	return e.text + "; apply manifests/base of this version to the guarded cluster"
+}
+
+func (g *guards) compare(ctx context.Context) error {
+	registration := g.client.AdmissionregistrationV1()
+	for i := range g.policies {
+		want := &g.policies[i]
+		live, err := registration.ValidatingAdmissionPolicies().Get(ctx, want.Name, metav1.GetOptions{})
+		if err != nil {
+			return absent("ValidatingAdmissionPolicy", want.Name, err)
+		}
+		if live.DeletionTimestamp != nil || !equality.Semantic.DeepEqual(live.Spec, want.Spec) {
+			return &guardError{fmt.Sprintf("the ValidatingAdmissionPolicy %q differs from the one of this version", want.Name)}
+		}
+	}
+	for i := range g.bindings {
+		want := &g.bindings[i]
+		live, err := registration.ValidatingAdmissionPolicyBindings().Get(ctx, want.Name, metav1.GetOptions{})
+		if err != nil {
+			return absent("ValidatingAdmissionPolicyBinding", want.Name, err)
+		}
+		if live.DeletionTimestamp != nil || !equality.Semantic.DeepEqual(live.Spec, want.Spec) {
+			return &guardError{fmt.Sprintf("the ValidatingAdmissionPolicyBinding %q differs from the one of this version", want.Name)}
+		}
+	}
+	return nil
+}
+
+func absent(kind, name string, err error) error {
+	if apierrors.IsNotFound(err) {
+		return &guardError{fmt.Sprintf("the %s %q is absent", kind, name)}
+	}
+	return fmt.Errorf("reading the %s %q: %w", kind, name, err)
+}
+
+func (g *guards) ready(now time.Time) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now.Sub(g.good) < guardGrace {
+		return nil
+	}
+	return g.problem
+}
+
+// missingImpersonation asks the guarded cluster whether the broker may act for a
+// policy there, and returns what is missing, "" if nothing is.
+func (g *guards) missingImpersonation(ctx context.Context, policy string) (string, error) {
+	group := "taskgate:policy:" + policy
+	review, err := g.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Verb: "impersonate", Resource: "groups", Name: group,
+		}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("asking whether the broker may impersonate %s: %w", group, err)
+	}
+	if review.Status.Allowed {
+		return "", nil
+	}
+	return fmt.Sprintf("the broker may not impersonate the group %s; review and apply the output of: taskgate policy rbac %s; "+
+		`the missing rule is {apiGroups: [""], resources: [groups], resourceNames: [%q], verbs: [impersonate]}`, group, policy, group), nil
+}

@@ -1,0 +1,134 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/taskgate/taskgate/api/v1alpha1"
+)
+
+// reconcileGrant writes what became of one grant.
+func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
+	object, exists, err := c.grants.GetStore().GetByKey(name)
+	if err != nil || !exists {
+		return err
+	}
+	grant := object.(*v1alpha1.TaskGrant)
+	evaluation, err := c.evaluation(grant, c.cachedPolicy(grant.Spec.Policy))
+	if err != nil {
+		return err
+	}
+	status := evaluation.status()
+	if final(&grant.Status, &status) {
+		// An informer may be behind; what cannot be taken back is decided on what
+		// the API server says now.
+		if grant, err = c.client.getGrant(ctx, name); err != nil {
+			return err
+		}
+		policy, err := c.livePolicy(ctx, grant.Spec.Policy)
+		if err != nil {
+			return err
+		}
+		if evaluation, err = c.evaluation(grant, policy); err != nil {
+			return err
+		}
+		status = evaluation.status()
+	}
+	c.wakeAtEnd(name, &status)
+	if same(&grant.Status, &status) {
+		return nil
+	}
+	update := grant.DeepCopy()
+	update.Status = status
+	return c.client.updateStatus(ctx, grants, name, update)
+}
+
+func (c *Controller) evaluation(grant *v1alpha1.TaskGrant, policy *v1alpha1.AgentPolicy) (*evaluation, error) {
+	siblings, err := c.config.Index.Grants(grant.Spec.Agent)
+	return &evaluation{grant: grant, policy: policy, siblings: siblings, now: c.config.Now()}, err
+}
+
+// wakeAtEnd looks at an active grant again when its time is up.
+func (c *Controller) wakeAtEnd(name string, status *v1alpha1.TaskGrantStatus) {
+	if status.ExpiresAt != nil && meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantActive) {
+		c.queue.AddAfter(item{grants, name}, max(status.ExpiresAt.Sub(c.config.Now()), time.Millisecond))
+	}
+}
+
+func (c *Controller) cachedPolicy(name string) *v1alpha1.AgentPolicy {
+	object, exists, err := c.policies.GetStore().GetByKey(name)
+	if err != nil || !exists {
+		return nil
+	}
+	return object.(*v1alpha1.AgentPolicy)
+}
+
+// livePolicy is nil without an error if there is no such policy.
+func (c *Controller) livePolicy(ctx context.Context, name string) (*v1alpha1.AgentPolicy, error) {
+	policy, err := c.client.getPolicy(ctx, name)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return policy, err
+}
+
+// reconcilePolicy writes the conditions of one policy.
+func (c *Controller) reconcilePolicy(ctx context.Context, name string) error {
+	policy := c.cachedPolicy(name)
+	if policy == nil || name == HeartbeatObject {
+		return nil
+	}
+	update := policy.DeepCopy()
+	set := func(kind string, is bool, reason, message string) {
+		status := metav1.ConditionFalse
+		if is {
+			status = metav1.ConditionTrue
+		}
+		meta.SetStatusCondition(&update.Status.Conditions, metav1.Condition{
+			Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: policy.Generation,
+		})
+	}
+	if invalid := Policy(policy).Invalid; invalid != "" {
+		set(v1alpha1.PolicyValid, false, "Invalid", invalid)
+	} else {
+		set(v1alpha1.PolicyValid, true, "Understood", notes(policy))
+	}
+	missing, err := c.guards.missingImpersonation(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case missing != "":
+		set(v1alpha1.PolicyUpstreamReady, false, "ImpersonationMissing", missing)
+	default:
+		set(v1alpha1.PolicyUpstreamReady, true, "MayImpersonate", "the broker may act upstream as the group taskgate:policy:"+name)
+	}
+	set(v1alpha1.PolicyWaived, len(policy.Spec.Waive) > 0, "Gates", waived(policy))
+	if equality.Semantic.DeepEqual(policy.Status, update.Status) {
+		return nil
+	}
+	return c.client.updateStatus(ctx, policies, name, update)
+}
+
+// notes tells what holds in another way than a reader might think.
+func notes(policy *v1alpha1.AgentPolicy) string {
+	for _, gate := range policy.Spec.Gates {
+		if gate.When != "" {
+			return fmt.Sprintf("conditions (when) are not evaluated by this version: the gate %q holds for every call it matches", gate.Name)
+		}
+	}
+	return "the policy is understood"
+}
+
+func waived(policy *v1alpha1.AgentPolicy) string {
+	if len(policy.Spec.Waive) == 0 {
+		return "all built-in gates stand"
+	}
+	return "switched off unless another policy of the agent keeps them: " + strings.Join(policy.Spec.Waive, ", ")
+}

@@ -1,0 +1,32 @@
+// Package broker is the boundary: every call of every agent goes through it.
+//
+// [Run] is the program. It accepts sidecars over mutual TLS, understands each
+// request (package request), decides (package authz, fed by package control),
+// puts it on record (package recorder), and forwards it to the cluster under a
+// principal that can be no other (upstream.go).
+//
+// # The request path
+//
+//	identify  the peer's SVID is checked for every request, not once per connection
+//	parse     request.Parser: one reading for the decision, the record and the cluster
+//	admit     the one door: decide, charge, record the intent
+//	forward   takes the admission only admit can make; builds headers from nothing
+//	release   no byte of an answer leaves before the intent is durable
+//	complete  the outcome is recorded
+//
+// # What it promises
+//
+//   - Nothing is forwarded, and nothing is shown to an agent, before it is on
+//     record: mutations wait for the disk before they are sent, reads before the
+//     first byte of the answer is released. Refusals are records too.
+//   - What reaches the cluster carries exactly the bound principal. The transport
+//     itself refuses anything else (hop.go).
+//   - A call that goes on (watch, follow) ends when what allowed it ends: the
+//     grant, the SVID, the freshness of the policies, the broker.
+//
+// # Which way it fails
+//
+// Closed, with one of the reasons of authz.Reason and a text that says what to
+// do next. A panic in a handler is a 500 to that agent and nobody else; an
+// invariant that does not hold sends nothing upstream.
+package broker

@@ -1,0 +1,138 @@
+package broker
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/recorder"
+)
+
+// exchange is one call from the first byte to the outcome. It belongs to the
+// goroutine of its handler.
+type exchange struct {
+	b       *boundary
+	conn    *agentConn
+	w       http.ResponseWriter
+	r       *http.Request
+	started time.Time
+	auditID string
+
+	request  *request.Request
+	decision authz.Decision
+	question authz.Question
+}
+
+// event begins a record about this call. The fields every record of a call
+// shares are the same in all of them, so that each line can be read alone.
+func (x *exchange) event(stage recorder.Stage) *recorder.Event {
+	e := &recorder.Event{
+		AuditID: x.auditID, Stage: stage, RequestURI: x.r.RequestURI, Verb: x.r.Method,
+		User:                     recorder.UserInfo{Username: x.conn.agent},
+		UserAgent:                x.r.UserAgent(),
+		RequestReceivedTimestamp: recorder.MicroTime{Time: x.started},
+		StageTimestamp:           recorder.MicroTime{Time: x.b.now()},
+		Annotations:              map[string]string{recorder.AnnotationSVID: x.conn.svid},
+	}
+	if host, _, err := net.SplitHostPort(x.r.RemoteAddr); err == nil {
+		e.SourceIPs = []string{host}
+	}
+	if x.request != nil {
+		describeCall(e, x.request)
+	}
+	x.describeDecision(e)
+	return e
+}
+
+// describeCall writes down what the call was understood to be.
+func describeCall(e *recorder.Event, r *request.Request) {
+	if c := &r.Call; c.Resource != "" {
+		e.Verb = c.Verb.String()
+		e.ObjectRef = &recorder.ObjectReference{
+			Resource: c.Resource, Subresource: c.Subresource, Namespace: c.Namespace, Name: c.Name,
+			APIGroup: c.Group, APIVersion: c.Version,
+		}
+	}
+	if r.DryRun {
+		e.Annotations[annotationDryRun] = "true"
+	}
+	if r.Body != nil {
+		e.Annotations[recorder.AnnotationRequestBytes] = strconv.Itoa(len(r.Body))
+		if !concernsSecrets(r) {
+			sum := sha256.Sum256(r.Body)
+			e.Annotations[recorder.AnnotationRequestSHA256] = hex.EncodeToString(sum[:])
+		}
+	}
+}
+
+// describeDecision writes down what was decided, and on what.
+func (x *exchange) describeDecision(e *recorder.Event) {
+	d := &x.decision
+	e.Annotations[recorder.AnnotationDecision] = "deny"
+	if d.Verdict == authz.Allow {
+		e.Annotations[recorder.AnnotationDecision] = "allow"
+	}
+	if g := d.Grant; g != nil {
+		e.Annotations[recorder.AnnotationSession] = g.UID
+		e.Annotations[recorder.AnnotationGrant] = g.Name
+		e.Annotations[recorder.AnnotationTask] = g.Task
+		e.Annotations[recorder.AnnotationPolicy] = g.Policy
+	}
+	if d.Gate != nil {
+		e.Annotations[annotationGate] = d.Gate.Name
+	}
+	if d.Waived != "" {
+		e.Annotations[recorder.AnnotationWaived] = d.Waived
+	}
+	if d.Covering > 1 && x.question.Set != nil {
+		e.Annotations[recorder.AnnotationCandidates] = joinNames(x.question.Set.Candidates(x.question))
+	}
+}
+
+// Annotations of ours that package recorder does not need to know.
+const (
+	annotationDryRun = "taskgate.dev/dry-run"
+	annotationGate   = "taskgate.dev/gate"
+)
+
+// withPrincipal notes who the call is in the cluster.
+func withPrincipal(e *recorder.Event, p principal) {
+	extra := map[string][]string{}
+	for key, value := range p.extras() {
+		extra[key] = []string{value}
+	}
+	e.ImpersonatedUser = &recorder.UserInfo{Username: upstreamUser, Groups: p.groups(), Extra: extra}
+}
+
+// tally counts and hashes an answer on its way out.
+type tally struct {
+	bytes int64
+	hash  hash.Hash // nil where a hash would let values be guessed
+}
+
+func newTally(r *request.Request) *tally {
+	if concernsSecrets(r) {
+		return &tally{}
+	}
+	return &tally{hash: sha256.New()}
+}
+
+func (t *tally) add(piece []byte) {
+	t.bytes += int64(len(piece))
+	if t.hash != nil {
+		t.hash.Write(piece)
+	}
+}
+
+func (t *tally) describe(e *recorder.Event) {
+	e.Annotations[recorder.AnnotationResponseBytes] = strconv.FormatInt(t.bytes, 10)
+	if t.hash != nil {
+		e.Annotations[recorder.AnnotationResponseSHA256] = hex.EncodeToString(t.hash.Sum(nil))
+	}
+}

@@ -1,0 +1,227 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/internal/relay"
+	"github.com/taskgate/taskgate/recorder"
+)
+
+// What the record of an outcome says where there is no answer of the cluster.
+const (
+	outcomeNotSent = "not-sent"              // nothing left the broker
+	outcomeUnknown = recorder.OutcomeUnknown // it was sent, and what became of it is not known
+	outcomeCut     = "cut"                   // the answer was ended before its end
+	outcomeGone    = "client-gone"           // the agent left before the end of the answer
+)
+
+// forward sends an admitted call and relays the answer. A call that goes on is
+// registered, so that it ends with what allowed it.
+func (x *exchange) forward(a *admission) {
+	ctx := x.r.Context()
+	if x.request.Live {
+		call := x.b.live.add(x)
+		defer call.done()
+		ctx = call.context()
+	}
+	response, err := x.b.upstream.send(ctx, a, x.r.Header)
+	if err != nil {
+		x.unsent(a, ctx, err)
+		return
+	}
+	defer response.Body.Close()
+	// The fsync of a read hides under the call upstream; from here on nothing
+	// leaves before it is done.
+	if err := a.intent.Wait(ctx); err != nil {
+		x.complete(a, nil, nil, outcomeNotSent)
+		x.answer(x.unrecorded(err))
+		return
+	}
+	if x.replaced(a, response) {
+		return
+	}
+	x.relay(ctx, a, response)
+}
+
+// unsent ends a call that got no answer. Whether a mutation took effect is then
+// not known, and the record and the agent are told so.
+func (x *exchange) unsent(a *admission, ctx context.Context, err error) {
+	outcome := outcomeUnknown
+	if errors.Is(err, errInvariant) {
+		outcome = outcomeNotSent
+	}
+	x.complete(a, nil, nil, outcome)
+	var cut *refusal
+	switch {
+	case errors.As(context.Cause(ctx), &cut):
+		x.answer(cut)
+	case errors.Is(err, errInvariant):
+		x.answer(x.invariant(err.Error()))
+	case ctx.Err() != nil: // the agent is gone
+	default:
+		x.b.log.Warn().Err(err).Str("auditID", x.auditID).Msg("the cluster does not answer")
+		text := "the cluster does not answer. Next: repeat the same command in a few seconds"
+		if x.request.Call.Verb.Mutates() {
+			text = "the cluster did not answer, and whether the call took effect is not known. Next: look before you repeat it"
+		}
+		x.answer(unavailable(authz.NotReady, "UpstreamUnavailable", "%s", text))
+	}
+}
+
+// replaced handles answers that must not reach the agent as they are.
+func (x *exchange) replaced(a *admission, response *http.Response) bool {
+	status := response.StatusCode
+	var r *refusal
+	switch {
+	case status == http.StatusSwitchingProtocols:
+		r = refuse(authz.BadUpgrade, "Unasked", http.StatusBadGateway, "the cluster switched protocols without being asked. Next: tell an operator")
+	case status >= 300 && status < 400 && status != http.StatusNotModified:
+		r = refuse(authz.UpstreamRedirect, "", http.StatusBadGateway, "the cluster answered with a redirect, which is not followed. Next: tell an operator")
+	case status == http.StatusUnauthorized:
+		x.b.log.Error().Msg("the cluster does not accept the broker's credential; check guarded.kubeconfig or the service account")
+		r = unavailable(authz.NotReady, "UpstreamCredential", "the cluster does not accept the broker. Next: tell an operator")
+	case status == http.StatusForbidden:
+		r = refuse(authz.UpstreamDenied, "", http.StatusForbidden, "%s", upstreamText(response, x.decision.Grant))
+	default:
+		return false
+	}
+	x.decision.Reason = r.reason
+	x.complete(a, response, nil, "upstream_"+strconv.Itoa(status))
+	x.b.metrics.refused(r.reason)
+	x.answer(r)
+	return true
+}
+
+// upstreamText is the cluster's own no in its own words, and what can be done
+// about it.
+func upstreamText(response *http.Response, grant *authz.Grant) string {
+	const most = 64 << 10
+	text := "no reason was given"
+	if body, err := io.ReadAll(io.LimitReader(response.Body, most)); err == nil {
+		if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
+			if status, ok := object.(*metav1.Status); ok {
+				text = status.Message
+			}
+		}
+	}
+	text = "the cluster itself refused: " + text
+	if grant != nil {
+		text += ". Next: if the task needs it, ask an operator to run: taskgate policy rbac " + grant.Policy
+	}
+	return text
+}
+
+// relay passes the answer on, counting and hashing it.
+func (x *exchange) relay(ctx context.Context, a *admission, response *http.Response) {
+	header := x.w.Header()
+	relay.Headers(header, response.Header)
+	header[headerAuditID] = []string{x.auditID}
+	x.warn(header)
+	if x.request.Live {
+		if err := x.opened(response); err != nil {
+			x.complete(a, nil, nil, outcomeNotSent)
+			x.answer(x.unrecorded(err))
+			return
+		}
+	}
+	x.w.WriteHeader(response.StatusCode)
+	tally, last := newTally(x.request), byte('\n')
+	_, err := relay.Body(x.w, response.Body, x.request.Live, func(piece []byte) error {
+		if a.meter != nil && !a.meter.Out(len(piece), x.decision.Budget) {
+			return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
+				"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
+		}
+		tally.add(piece)
+		last = piece[len(piece)-1]
+		return nil
+	})
+	if err == nil {
+		x.complete(a, response, tally, "")
+		return
+	}
+	cut := cutBy(ctx, err)
+	if cut == nil {
+		x.complete(a, response, tally, outcomeGone)
+	} else {
+		x.decision.Reason, x.decision.Cause = cut.reason, cut.cause
+		x.complete(a, response, tally, outcomeCut)
+	}
+	if cut == nil || !x.request.Live {
+		// An answer with a length, or one that is taken for complete at its end:
+		// the agent must see that it is not.
+		panic(http.ErrAbortHandler)
+	}
+	x.farewell(cut, response.Header.Get("Content-Type"), last == '\n')
+}
+
+// cutBy returns why the broker itself ended an answer, nil if it did not.
+func cutBy(ctx context.Context, err error) *refusal {
+	var cut *refusal
+	if errors.As(err, &cut) || errors.As(context.Cause(ctx), &cut) {
+		return cut
+	}
+	return nil
+}
+
+// farewell tells an agent why its watch or log ends, if the answer is at a place
+// where something can be said: behind a whole line.
+func (x *exchange) farewell(cut *refusal, contentType string, atLineEnd bool) {
+	media, _, _ := strings.Cut(contentType, ";")
+	switch {
+	case x.request.Call.Verb == authz.Watch && media == "application/json" && atLineEnd:
+		status := x.status(cut)
+		event := metav1.WatchEvent{Type: string(watch.Error), Object: runtime.RawExtension{Object: &status}}
+		if encoded, err := json.Marshal(&event); err == nil {
+			_, _ = x.w.Write(append(encoded, '\n'))
+		}
+	case x.request.Call.Subresource == "log":
+		prefix := ""
+		if !atLineEnd {
+			prefix = "\n"
+		}
+		_, _ = fmt.Fprintf(x.w, "%staskgate: this log was cut: %s\n", prefix, cut.Error())
+	}
+}
+
+// opened records that a call that goes on has begun.
+func (x *exchange) opened(response *http.Response) error {
+	e := x.event(recorder.StageResponseStarted)
+	e.ResponseStatus = &recorder.ResponseStatus{Code: int32(response.StatusCode)}
+	_, err := x.b.recorder.Append(e)
+	return err
+}
+
+// complete records the outcome. Nobody waits for it: if it is lost, the intent
+// stays open and its outcome becomes unknown, which is the truth.
+func (x *exchange) complete(a *admission, response *http.Response, tally *tally, outcome string) {
+	e := x.event(recorder.StageResponseComplete)
+	withPrincipal(e, a.principal)
+	if response != nil {
+		e.ResponseStatus = &recorder.ResponseStatus{Code: int32(response.StatusCode)}
+	}
+	if tally != nil {
+		tally.describe(e)
+	}
+	if outcome != "" {
+		e.Annotations[recorder.AnnotationOutcome] = outcome
+	}
+	if x.decision.Reason != "" {
+		e.Annotations[recorder.AnnotationReason] = string(x.decision.Reason)
+	}
+	if _, err := x.b.recorder.Append(e); err != nil {
+		x.b.log.Warn().Err(err).Str("auditID", x.auditID).Msg("cannot record an outcome; it will be recorded as unknown")
+	}
+}

@@ -1,0 +1,138 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/taskgate/taskgate/authz"
+)
+
+// liveCalls are the calls that go on: watches and followed logs. Each is ended
+// when what allowed it ends. Two things see to that: a deadline at the end of the
+// grant and of the SVID, exact and without any work, and recheck for everything
+// that comes sooner.
+type liveCalls struct {
+	mu    sync.Mutex
+	calls map[*liveCall]struct{}
+	// closing is set once and for all when the broker shuts down.
+	closing *refusal
+}
+
+// liveCall is one of them.
+type liveCall struct {
+	owner    *liveCalls
+	exchange *exchange
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	stop     context.CancelFunc
+}
+
+func newLiveCalls() *liveCalls { return &liveCalls{calls: map[*liveCall]struct{}{}} }
+
+// add registers a call. done has to be called when it is over.
+func (l *liveCalls) add(x *exchange) *liveCall {
+	ctx, cancel := context.WithCancelCause(x.r.Context())
+	end, reason := x.deadline()
+	ctx, stop := context.WithDeadlineCause(ctx, end, reason)
+	call := &liveCall{owner: l, exchange: x, ctx: ctx, cancel: cancel, stop: stop}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing != nil {
+		cancel(l.closing)
+	}
+	l.calls[call] = struct{}{}
+	return call
+}
+
+func (c *liveCall) context() context.Context { return c.ctx }
+
+func (c *liveCall) done() {
+	c.stop()
+	c.cancel(nil)
+	c.owner.mu.Lock()
+	defer c.owner.mu.Unlock()
+	delete(c.owner.calls, c)
+}
+
+// deadline is the moment a call ends by itself, and why.
+func (x *exchange) deadline() (time.Time, *refusal) {
+	end, reason := x.conn.peer.NotAfter(), expiredIdentity()
+	if g := x.decision.Grant; g != nil && g.End().Before(end) {
+		over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
+		end, reason = g.End(), undecided(&over, &x.request.Call)
+	}
+	return end, reason
+}
+
+// recheck ends every call that would not be allowed now. It takes the lock only
+// to copy: a check may have to verify certificates.
+func (l *liveCalls) recheck(now func() time.Time) {
+	l.mu.Lock()
+	calls := make([]*liveCall, 0, len(l.calls))
+	for call := range l.calls {
+		calls = append(calls, call)
+	}
+	l.mu.Unlock()
+	for _, call := range calls {
+		if reason := call.exchange.stillAllowed(now()); reason != nil {
+			call.cancel(reason)
+		}
+	}
+}
+
+// stillAllowed asks the questions of the beginning again, about the same grant.
+func (x *exchange) stillAllowed(now time.Time) *refusal {
+	if r := x.conn.identify(now); r != nil {
+		return r
+	}
+	set, err := x.conn.pin.Set()
+	if err != nil {
+		return unavailable(authz.NotReady, "", "the broker cannot read its index")
+	}
+	again := authz.Question{Set: set, Call: x.question.Call, Now: now, FreshUntil: x.b.index.FreshUntil(), Pinned: x.question.Pinned}
+	if x.decision.Grant != nil {
+		again.Pinned = x.decision.Grant.Name
+	}
+	d := authz.Decide(again)
+	if d.Verdict != authz.Allow {
+		return undecided(&d, x.question.Call)
+	}
+	if d.Grant != nil && d.Grant.UID != x.decision.Grant.UID {
+		over := authz.Decision{Reason: authz.GrantRevoked, Grant: x.decision.Grant}
+		return undecided(&over, x.question.Call)
+	}
+	return nil
+}
+
+// run rechecks after every change of the index, and every second for what
+// changes without it: time, trust bundles, freshness.
+func (l *liveCalls) run(ctx context.Context, changed <-chan struct{}, now func() time.Time) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-ticker.C:
+		}
+		l.recheck(now)
+	}
+}
+
+// close ends all calls, and those that are still to come, with a reason.
+func (l *liveCalls) close(reason *refusal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closing = reason
+	for call := range l.calls {
+		call.cancel(reason)
+	}
+}
+
+func (l *liveCalls) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.calls)
+}

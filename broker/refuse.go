@@ -1,0 +1,227 @@
+package broker
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/recorder"
+)
+
+// refusal is a no on its way to the agent. It implements error.
+type refusal struct {
+	reason authz.Reason
+	cause  string // a finer word, often empty
+	status int    // HTTP status
+	text   string // what is wrong and what to do next
+	close  bool   // the connection is of no more use
+}
+
+func (r *refusal) Error() string { return "[taskgate:" + string(r.reason) + "] " + r.text }
+
+func refuse(reason authz.Reason, cause string, status int, format string, args ...any) *refusal {
+	return &refusal{reason: reason, cause: cause, status: status, text: fmt.Sprintf(format, args...)}
+}
+
+func notUnderstood(r *request.Refusal) *refusal {
+	return &refusal{reason: r.Reason, cause: r.Cause, status: r.Status, text: r.Text}
+}
+
+// unavailable are refusals that may heal by themselves.
+func unavailable(reason authz.Reason, cause, format string, args ...any) *refusal {
+	return refuse(reason, cause, http.StatusServiceUnavailable, format, args...)
+}
+
+// undecided turns the outcome of a decision into what the agent reads. The next
+// step is always one it can take with what it has.
+func undecided(d *authz.Decision, c *authz.Call) *refusal {
+	r := refuse(d.Reason, d.Cause, http.StatusForbidden, "%s", "")
+	name := ""
+	if d.Grant != nil {
+		name = d.Grant.Name
+	}
+	switch d.Reason {
+	case authz.NoGrant:
+		r.text = fmt.Sprintf("no active grant allows you to %s. Next: ask an operator for a TaskGrant that allows it. Retrying before that changes nothing", does(c))
+	case authz.GrantPending:
+		r.text = fmt.Sprintf("the grant %s would allow you to %s and waits for approval. Next: wait, then repeat the same command", name, does(c))
+	case authz.GrantExpired:
+		r.text = fmt.Sprintf("the grant %s allowed you to %s and has expired. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, does(c))
+	case authz.GrantRevoked:
+		r.text = fmt.Sprintf("the grant %s allowed you to %s and was revoked, deleted or lost its policy. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c))
+	case authz.BudgetSpent:
+		r.text = fmt.Sprintf("the budget of the grant %s is spent. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name)
+	case authz.OutsideGrant:
+		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list, or ask an operator for a TaskGrant that allows it", does(c))
+	case authz.ApprovalRequired:
+		r.text = fmt.Sprintf("to %s needs the approval of a person (gate %s). Next: ask an operator to do it; approving is not part of this version. Retrying changes nothing", does(c), d.Gate.Name)
+	case authz.PolicyDenied:
+		r.text = fmt.Sprintf("to %s is never allowed through taskgate, whatever a grant says (%s). Next: do without it. Retrying changes nothing", does(c), d.Cause)
+	case authz.PolicyStale:
+		r.status, r.text = http.StatusServiceUnavailable, "the policies cannot be proven fresh at the moment, so nothing is allowed. Next: repeat the same command in a minute"
+	case authz.NotReady:
+		r.status, r.text = http.StatusServiceUnavailable, "the broker is not ready yet. Next: repeat the same command in a few seconds"
+	default:
+		r.text = "the call is not allowed"
+	}
+	return r
+}
+
+// does says in words what a call does.
+func does(c *authz.Call) string {
+	if c.Resource == "" {
+		return fmt.Sprintf("read %s", c.Path)
+	}
+	text := c.Verb.String() + " " + qualified(c)
+	if c.Name != "" {
+		text += " " + strconv.Quote(c.Name)
+	}
+	if c.Namespace != "" && !(c.Resource == "namespaces" && c.Group == "") {
+		text += " in namespace " + strconv.Quote(c.Namespace)
+	}
+	return text
+}
+
+func qualified(c *authz.Call) string {
+	resource := c.Resource
+	if c.Group != "" {
+		resource += "." + c.Group
+	}
+	if c.Subresource != "" {
+		resource += "/" + c.Subresource
+	}
+	return resource
+}
+
+// refuse records a no and then says it. If it cannot be recorded, that is what
+// the agent hears instead.
+func (x *exchange) refuse(r *refusal) {
+	x.decision.Verdict = authz.Deny
+	e := x.event(recorder.StageResponseComplete)
+	e.Annotations[recorder.AnnotationReason] = string(r.reason)
+	if r.cause != "" {
+		e.Annotations[recorder.AnnotationCause] = r.cause
+	}
+	e.ResponseStatus = &recorder.ResponseStatus{Status: metav1.StatusFailure, Code: int32(r.status), Reason: string(r.reason), Message: r.text}
+	if x.request != nil {
+		object, err := requestObject(x.request)
+		if err == nil {
+			e.RequestObject = object
+		}
+	}
+	if err := x.record(e); err != nil {
+		r = x.unrecorded(err)
+	}
+	x.b.metrics.refused(r.reason)
+	x.answer(r)
+}
+
+// record makes an event durable.
+func (x *exchange) record(e *recorder.Event) error {
+	receipt, err := x.b.recorder.Append(e)
+	if err != nil {
+		return err
+	}
+	return receipt.Wait(x.r.Context())
+}
+
+// unrecorded is the no that itself cannot be recorded.
+func (x *exchange) unrecorded(err error) *refusal {
+	x.b.log.Warn().Err(err).Msg("cannot record; refusing calls")
+	return unavailable(authz.RecorderUnavailable, "", "nothing can be recorded at the moment, so nothing is allowed. Next: repeat the same command in a minute")
+}
+
+// answer writes a refusal.
+func (x *exchange) answer(r *refusal) {
+	header := x.w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Cache-Control", "no-store")
+	header.Set(headerAuditID, x.auditID)
+	if r.close {
+		header.Set("Connection", "close")
+	}
+	status := x.status(r)
+	x.w.WriteHeader(r.status)
+	if encoded, err := json.Marshal(&status); err == nil { // plain strings always encode
+		_, _ = x.w.Write(encoded) // an agent that is gone need not be told
+	}
+}
+
+// status is a refusal in the words of Kubernetes. kubectl prints the message
+// only, so it is complete; programs read the causes.
+func (x *exchange) status(r *refusal) metav1.Status {
+	status := metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+		Status:   metav1.StatusFailure, Code: int32(r.status), Reason: statusReason(r.status),
+		Message: x.subject() + r.Error(),
+		Details: &metav1.StatusDetails{Causes: r.causes()},
+	}
+	if x.request != nil {
+		c := &x.request.Call
+		status.Details.Name, status.Details.Group, status.Details.Kind = c.Name, c.Group, c.Resource
+	}
+	return status
+}
+
+func (r *refusal) causes() []metav1.StatusCause {
+	causes := []metav1.StatusCause{{Type: metav1.CauseType(r.reason), Message: r.text}}
+	if r.cause != "" {
+		causes = append(causes, metav1.StatusCause{Type: metav1.CauseType(r.cause), Message: r.text})
+	}
+	return causes
+}
+
+// subject begins the message the way Kubernetes does.
+func (x *exchange) subject() string {
+	if x.request == nil || x.request.Call.Resource == "" {
+		return ""
+	}
+	c := &x.request.Call
+	resource := schema.GroupResource{Group: c.Group, Resource: c.Resource}.String()
+	if c.Name == "" {
+		return resource + " is forbidden: "
+	}
+	return fmt.Sprintf("%s %q is forbidden: ", resource, c.Name)
+}
+
+func statusReason(status int) metav1.StatusReason {
+	switch status {
+	case http.StatusForbidden:
+		return metav1.StatusReasonForbidden
+	case http.StatusUnauthorized:
+		return metav1.StatusReasonUnauthorized
+	case http.StatusServiceUnavailable:
+		return metav1.StatusReasonServiceUnavailable
+	case http.StatusRequestEntityTooLarge:
+		return metav1.StatusReasonRequestEntityTooLarge
+	case http.StatusUnsupportedMediaType:
+		return metav1.StatusReasonUnsupportedMediaType
+	case http.StatusMethodNotAllowed:
+		return metav1.StatusReasonMethodNotAllowed
+	case http.StatusBadGateway, http.StatusInternalServerError:
+		return metav1.StatusReasonInternalError
+	case http.StatusRequestTimeout:
+		return metav1.StatusReasonTimeout
+	}
+	return metav1.StatusReasonBadRequest
+}
+
+// soon is how long before its end a grant is worth a warning.
+const soon = 5 * time.Minute
+
+// warn tells the agent with every answer that its grant is about to end
+// (RFC 7234, section 5.5; KEP-1693).
+func (x *exchange) warn(header http.Header) {
+	if g := x.decision.Grant; g != nil {
+		if left := g.End().Sub(x.started); left > 0 && left < soon {
+			header.Add("Warning", fmt.Sprintf("299 - %q", fmt.Sprintf("the grant %s ends in %s", g.Name, left.Round(time.Second))))
+		}
+	}
+}

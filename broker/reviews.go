@@ -1,0 +1,153 @@
+package broker
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/recorder"
+)
+
+// review answers a call in which the agent asks about itself from the grants, so
+// that kubectl auth can-i tells the truth about calls through the boundary. It is
+// decided and recorded like any other.
+func (x *exchange) review() *refusal {
+	if refused := x.decide(); refused != nil {
+		return refused
+	}
+	var answer any
+	var err error
+	switch x.request.Call.Resource {
+	case "selfsubjectaccessreviews":
+		answer, err = reviewAs(x, x.accessReview)
+	case "selfsubjectrulesreviews":
+		answer, err = reviewAs(x, x.rulesReview)
+	default:
+		answer, err = reviewAs(x, x.subjectReview)
+	}
+	if err != nil {
+		return x.denied(refuse(authz.BadBody, "Review", http.StatusBadRequest, "the review cannot be read: %v", err))
+	}
+	e := x.event(recorder.StageResponseComplete)
+	if e.RequestObject, err = requestObject(x.request); err != nil {
+		return x.invariant("a body that was decoded cannot be encoded")
+	}
+	e.ResponseStatus = &recorder.ResponseStatus{Code: http.StatusCreated}
+	if err := x.record(e); err != nil {
+		return x.unrecorded(err)
+	}
+	header := x.w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Cache-Control", "no-store")
+	header.Set(headerAuditID, x.auditID)
+	x.w.WriteHeader(http.StatusCreated)
+	_ = json.NewEncoder(x.w).Encode(answer) // an agent that is gone need not be told
+	return nil
+}
+
+// reviewAs reads the body as one kind of review and has it answered.
+func reviewAs[T any](x *exchange, answer func(*T)) (*T, error) {
+	review := new(T)
+	body, err := json.Marshal(x.request.Object) // whatever it was encoded as
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(body, review); err != nil {
+		return nil, err
+	}
+	answer(review)
+	return review, nil
+}
+
+func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview) {
+	review.TypeMeta = metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectAccessReview"}
+	question := x.question
+	question.Call = asked(&review.Spec)
+	d := authz.Decide(question)
+	if d.Verdict == authz.Allow {
+		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: "allowed by " + basis(&d)}
+		return
+	}
+	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, question.Call).Error()}
+}
+
+func basis(d *authz.Decision) string {
+	if d.Grant == nil {
+		return "taskgate for every agent"
+	}
+	return fmt.Sprintf("the grant %s (task %s)", d.Grant.Name, d.Grant.Task)
+}
+
+// asked translates what a review asks for. Words the broker does not know become
+// the zero verb, which is never allowed.
+func asked(spec *authorizationv1.SelfSubjectAccessReviewSpec) *authz.Call {
+	if a := spec.NonResourceAttributes; a != nil {
+		return &authz.Call{Verb: authz.ParseVerb(a.Verb), Path: a.Path}
+	}
+	a := spec.ResourceAttributes
+	if a == nil {
+		return &authz.Call{}
+	}
+	call := &authz.Call{
+		Verb: authz.ParseVerb(a.Verb), Group: a.Group, Version: a.Version, Resource: a.Resource,
+		Subresource: a.Subresource, Namespace: a.Namespace, Name: a.Name,
+	}
+	if call.Group == "" && call.Resource == "namespaces" && call.Namespace == "" {
+		call.Namespace = call.Name // as in the path of such a call
+	}
+	return call
+}
+
+// rulesReview lists the rules of the active grants in a namespace.
+func (x *exchange) rulesReview(review *authorizationv1.SelfSubjectRulesReview) {
+	review.TypeMeta = metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectRulesReview"}
+	review.Status = authorizationv1.SubjectRulesReviewStatus{
+		ResourceRules: []authorizationv1.ResourceRule{
+			{Verbs: []string{"create"}, APIGroups: []string{"authorization.k8s.io"}, Resources: []string{"selfsubjectaccessreviews", "selfsubjectrulesreviews"}},
+			{Verbs: []string{"create"}, APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"selfsubjectreviews"}},
+		},
+		NonResourceRules: []authorizationv1.NonResourceRule{
+			{Verbs: []string{"get"}, NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", "/openapi/v3", "/openapi/v3/*", "/version"}},
+		},
+		EvaluationError: "calls that wait for a person (gates) and calls that are never allowed are listed if a grant covers them; kubectl auth can-i VERB RESOURCE tells them apart",
+	}
+	for _, held := range x.question.Set.Held(x.question.Now) {
+		if !held.Active {
+			continue
+		}
+		for i := range held.Rules {
+			if rule := &held.Rules[i]; holdsIn(rule, review.Spec.Namespace) {
+				review.Status.ResourceRules = append(review.Status.ResourceRules, authorizationv1.ResourceRule{
+					Verbs: rule.Verbs, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
+				})
+			}
+		}
+	}
+}
+
+func holdsIn(rule *authz.Rule, namespace string) bool {
+	for _, n := range rule.Namespaces {
+		if n == authz.Everything || n == namespace {
+			return true
+		}
+	}
+	return false
+}
+
+// subjectReview says who the agent is at the boundary, and what it is there for.
+func (x *exchange) subjectReview(review *authenticationv1.SelfSubjectReview) {
+	review.TypeMeta = metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "SelfSubjectReview"}
+	user := authenticationv1.UserInfo{Username: x.conn.agent, Groups: []string{upstreamGroup}, Extra: map[string]authenticationv1.ExtraValue{}}
+	for _, held := range x.question.Set.Held(x.question.Now) {
+		if held.Active {
+			user.Extra[extraTask] = append(user.Extra[extraTask], held.Task)
+			user.Extra[extraGrant] = append(user.Extra[extraGrant], held.Name)
+		}
+	}
+	review.Status.UserInfo = user
+}

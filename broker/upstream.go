@@ -1,0 +1,201 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// upstream is the way to the guarded cluster. It has two transports: HTTP/1.1
+// for calls that come and go, which costs less CPU per call and byte, and HTTP/2
+// for those that stay, which costs less memory.
+type upstream struct {
+	base  *url.URL
+	short http.RoundTripper
+	live  http.RoundTripper
+	close func()
+}
+
+// clusterConfig reads how to reach a cluster. The configuration must not
+// impersonate on its own, or two principals would mix.
+func clusterConfig(cluster *Cluster) (*rest.Config, error) {
+	config, err := rest.InClusterConfig()
+	if cluster.Kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", cluster.Kubeconfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading how to reach the cluster: %w; set guarded.kubeconfig outside of a pod", err)
+	}
+	if config.Impersonate.UserName != "" || len(config.Impersonate.Groups) > 0 || len(config.Impersonate.Extra) > 0 {
+		return nil, errors.New("the kubeconfig impersonates somebody; the broker has to use its own account")
+	}
+	return config, nil
+}
+
+func newUpstream(config *rest.Config) (*upstream, error) {
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("reading the address of the cluster: %w", err)
+	}
+	base.Path = strings.TrimSuffix(base.Path, "/")
+	short, closeShort, err := newTransport(config, false)
+	if err != nil {
+		return nil, err
+	}
+	live, closeLive, err := newTransport(config, true)
+	if err != nil {
+		return nil, err
+	}
+	return &upstream{base: base, short: short, live: live, close: func() { closeShort(); closeLive() }}, nil
+}
+
+// newTransport makes a transport of one protocol. The credential is put on by
+// client-go (which reads a rotated token file again); behind it, as the last
+// thing before the wire, stands the hop.
+func newTransport(config *rest.Config, http2 bool) (http.RoundTripper, func(), error) {
+	tlsConfig, err := rest.TLSConfigFor(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the TLS settings of the cluster: %w", err)
+	}
+	transport := &http.Transport{
+		TLSClientConfig:     tlsConfig,
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 5 * time.Second,
+		DisableCompression:  true, // the agent's Accept-Encoding goes through
+		MaxIdleConnsPerHost: 256,
+		IdleConnTimeout:     80 * time.Second, // the API server closes after 90
+		ReadBufferSize:      32 << 10,
+		WriteBufferSize:     32 << 10,
+		Protocols:           new(http.Protocols),
+		// A connection whose other end is gone is found within half a minute.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+	}
+	transport.Protocols.SetHTTP1(!http2)
+	transport.Protocols.SetHTTP2(http2)
+	wrapped, err := rest.HTTPWrappersForConfig(config, &hop{next: transport})
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the credential of the cluster: %w", err)
+	}
+	return wrapped, transport.CloseIdleConnections, nil
+}
+
+// errInvariant says that a request was about to leave that must not exist. It is
+// a defect, and it is told to operators, not to agents.
+var errInvariant = errors.New("InvariantViolation")
+
+// boundKey carries the principal and audit ID of a request to the hop.
+type boundKey struct{}
+
+type bound struct {
+	principal principal
+	auditID   string
+}
+
+// hop is the last thing before the wire: it lets a request pass only if its
+// identity is exactly the bound one. What forward builds it proves again, so
+// that a change there cannot make the broker act as itself.
+type hop struct{ next http.RoundTripper }
+
+// forwarded are the headers a request to the cluster may carry besides the
+// principal's and the broker's credential.
+var forwarded = []string{"Accept", "Accept-Encoding", "Content-Type", "If-None-Match", "User-Agent", headerAuditID, headerAuthorization}
+
+// RoundTrip sends the request, or returns errInvariant and sends nothing.
+func (h *hop) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := assertBound(r); err != nil {
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return nil, fmt.Errorf("%w: %w", errInvariant, err)
+	}
+	return h.next.RoundTrip(r)
+}
+
+func assertBound(r *http.Request) error {
+	who, ok := r.Context().Value(boundKey{}).(bound)
+	if !ok || !who.principal.valid() || who.auditID == "" {
+		return errors.New("a request without a principal")
+	}
+	want := http.Header{headerAuditID: {who.auditID}}
+	who.principal.impersonate(want)
+	for name, values := range want {
+		if !slices.Equal(r.Header[name], values) {
+			return fmt.Errorf("the header %s is not the bound one", name)
+		}
+	}
+	for name, values := range r.Header {
+		if _, expected := want[name]; !expected && !slices.Contains(forwarded, name) {
+			return fmt.Errorf("the header %s must not leave", name)
+		}
+		if len(values) != 1 && name != impersonateGroup {
+			return fmt.Errorf("the header %s has %d values", name, len(values))
+		}
+	}
+	return nil
+}
+
+// buildHeader makes the headers of a request to the cluster from nothing.
+func buildHeader(from http.Header, media string, who bound) http.Header {
+	header := make(http.Header, 12)
+	for _, name := range []string{"Accept", "Accept-Encoding", "If-None-Match"} {
+		if values := from[name]; len(values) > 0 {
+			header[name] = []string{strings.Join(values, ", ")}
+		}
+	}
+	header["User-Agent"] = []string{printable(from.Get("User-Agent"))}
+	if media != "" {
+		header["Content-Type"] = []string{media}
+	}
+	header[headerAuditID] = []string{who.auditID}
+	who.principal.impersonate(header)
+	return header
+}
+
+// printable keeps the agent's own name for itself short and harmless for the
+// logs it ends up in.
+func printable(userAgent string) string {
+	const most = 256
+	cleaned := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, userAgent)
+	return cleaned[:min(len(cleaned), most)]
+}
+
+// send forwards an admitted call. The admission's zero value is refused: only
+// admit makes others.
+func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*http.Response, error) {
+	if a == nil || !a.granted {
+		return nil, fmt.Errorf("%w: a call without an admission", errInvariant)
+	}
+	target := *u.base
+	target.Path += a.request.Path()
+	target.RawQuery = a.request.Query()
+	who := bound{a.principal, a.auditID}
+	outgoing := &http.Request{
+		Method: a.request.Method, URL: &target, Host: target.Host,
+		Header: buildHeader(from, a.request.MediaType, who), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Body: http.NoBody,
+	}
+	if a.request.Body != nil {
+		outgoing.Body, outgoing.ContentLength = io.NopCloser(bytes.NewReader(a.request.Body)), int64(len(a.request.Body))
+	}
+	transport := u.short
+	if a.request.Live {
+		transport = u.live
+	}
+	return transport.RoundTrip(outgoing.WithContext(context.WithValue(ctx, boundKey{}, who)))
+}
