@@ -33,9 +33,9 @@ const (
 func (x *exchange) forward(a *admission) {
 	ctx := x.r.Context()
 	if x.request.Live {
-		call := x.b.live.add(x)
-		defer call.done()
-		ctx = call.context()
+		live, done := x.b.live.add(x)
+		defer done()
+		ctx = live
 	}
 	response, err := x.b.upstream.send(ctx, a, x.r.Header)
 	if err != nil {

@@ -21,38 +21,32 @@ type liveCalls struct {
 
 // liveCall is one of them.
 type liveCall struct {
-	owner    *liveCalls
 	exchange *exchange
-	ctx      context.Context
 	cancel   context.CancelCauseFunc
-	stop     context.CancelFunc
 }
 
 func newLiveCalls() *liveCalls { return &liveCalls{calls: map[*liveCall]struct{}{}} }
 
-// add registers a call. done has to be called when it is over.
-func (l *liveCalls) add(x *exchange) *liveCall {
+// add registers a call. Its context ends, with a *refusal as the cause, when it
+// has to; done has to be called when it is over.
+func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	end, reason := x.deadline()
 	ctx, stop := context.WithDeadlineCause(ctx, end, reason)
-	call := &liveCall{owner: l, exchange: x, ctx: ctx, cancel: cancel, stop: stop}
+	call := &liveCall{exchange: x, cancel: cancel}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing != nil {
 		cancel(l.closing)
 	}
 	l.calls[call] = struct{}{}
-	return call
-}
-
-func (c *liveCall) context() context.Context { return c.ctx }
-
-func (c *liveCall) done() {
-	c.stop()
-	c.cancel(nil)
-	c.owner.mu.Lock()
-	defer c.owner.mu.Unlock()
-	delete(c.owner.calls, c)
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.calls, call)
+	}
 }
 
 // deadline is the moment a call ends by itself, and why.

@@ -12,8 +12,9 @@ import (
 
 // Limits bound what a peer can use up before it has shown who it is.
 type Limits struct {
-	// Handshake is the time a peer has to finish the TLS handshake. Zero means
-	// 10 seconds.
+	// Handshake is the time a peer has to finish the TLS handshake, and ten times
+	// the time it has while more than half of Unverified is taken: then silent
+	// connections must not be able to hold the rest. Zero means 10 seconds.
 	Handshake time.Duration
 	// Unverified is the number of handshakes under way at once, over all peers;
 	// further connections wait in the kernel's queue. Zero means 256.
@@ -22,7 +23,8 @@ type Limits struct {
 
 // Listener accepts only connections whose TLS handshake, and with it the check
 // of the peer's SVID, is complete. A slow or hostile handshake delays nobody
-// else.
+// else; so many of them that Limits.Unverified is reached delay others by a tenth
+// of Limits.Handshake.
 type Listener struct {
 	net.Listener
 	config   *tls.Config
@@ -97,17 +99,21 @@ func (l *Listener) acceptAll(ctx context.Context) {
 			l.failed <- err
 			return
 		}
+		patience := l.limits.Handshake
+		if len(slots) > cap(slots)/2 {
+			patience /= 10
+		}
 		l.wait.Add(1)
 		go func() {
 			defer l.wait.Done()
 			defer func() { <-slots }()
-			l.handshake(ctx, conn)
+			l.handshake(ctx, conn, patience)
 		}()
 	}
 }
 
-func (l *Listener) handshake(ctx context.Context, raw net.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, l.limits.Handshake)
+func (l *Listener) handshake(ctx context.Context, raw net.Conn, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	conn := tls.Server(raw, l.config)
 	if err := conn.HandshakeContext(ctx); err != nil {

@@ -105,7 +105,7 @@ func (s *Source) generation() uint64 {
 }
 
 // verify checks a chain against the bundle of the leaf's own trust domain
-// (X509-SVID, section 5: one URI SAN, no CA flag, no signing key usages).
+// (X509-SVID, section 5: one URI SAN with a path, no CA flag, no signing key usages).
 func (s *Source) verify(chain []*x509.Certificate) (spiffeid.ID, verification) {
 	outcome := verification{generation: s.generation()}
 	if len(chain) == 0 || len(chain) > maxChain || len(chain[0].Raw) > maxLeafBytes {
@@ -120,6 +120,10 @@ func (s *Source) verify(chain []*x509.Certificate) (spiffeid.ID, verification) {
 	id, chains, err := x509svid.Verify(chain, s, x509svid.WithTime(now))
 	if err != nil {
 		outcome.err = fmt.Errorf("%w: %w", ErrUntrusted, err)
+		return spiffeid.ID{}, outcome
+	}
+	if id.Path() == "" { // go-spiffe checks it only when it parses an SVID of our own
+		outcome.err = fmt.Errorf("%w: %s names a trust domain, not a workload", ErrUntrusted, id)
 		return spiffeid.ID{}, outcome
 	}
 	outcome.notAfter = latestEnd(chains)

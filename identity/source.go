@@ -12,6 +12,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 // ErrNoSVID says that there is no usable X509-SVID at the moment.
@@ -66,7 +68,14 @@ func Open(ctx context.Context, config Config) (*Source, error) {
 		config.Now = time.Now
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	options := []workloadapi.ClientOption{workloadapi.WithBackoffStrategy(reconnect{})}
+	options := []workloadapi.ClientOption{
+		workloadapi.WithBackoffStrategy(reconnect{}),
+		// gRPC pauses between attempts too, by default up to two minutes.
+		workloadapi.WithDialOptions(grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: minReconnectPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: time.Second,
+		})),
+	}
 	if config.Address != "" {
 		options = append(options, workloadapi.WithAddr(config.Address))
 	}
@@ -120,13 +129,15 @@ func (s *Source) Close() error {
 func (s *Source) Wait(ctx context.Context) error {
 	for {
 		updated := s.Updated()
-		err := s.Ready()
-		if err == nil {
+		if s.Ready() == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for an X509-SVID: %w", err)
+			if err := s.Ready(); err != nil { // the reason may be another by now
+				return fmt.Errorf("waiting for an X509-SVID: %w", err)
+			}
+			return nil
 		case <-updated:
 		}
 	}
@@ -231,13 +242,16 @@ func pick(svids []*x509svid.SVID, hint string) *x509svid.SVID {
 	return nil
 }
 
-const maxReconnectPause = 5 * time.Second
+const (
+	minReconnectPause = 100 * time.Millisecond
+	maxReconnectPause = 5 * time.Second
+)
 
 // reconnect is the pause between attempts to reach the Workload API. It is
 // short because a pod without an SVID can do nothing, and the socket is local.
 type reconnect struct{}
 
-func (reconnect) NewBackoff() workloadapi.Backoff { return &pause{next: 100 * time.Millisecond} }
+func (reconnect) NewBackoff() workloadapi.Backoff { return &pause{next: minReconnectPause} }
 
 type pause struct{ next time.Duration }
 
@@ -247,4 +261,4 @@ func (p *pause) Next() time.Duration {
 	return current
 }
 
-func (p *pause) Reset() { p.next = 100 * time.Millisecond }
+func (p *pause) Reset() { p.next = minReconnectPause }

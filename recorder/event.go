@@ -1,0 +1,295 @@
+package recorder
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Stage says when in the life of a call a record was made (audit.k8s.io/v1).
+type Stage string
+
+// A record with StageRequestReceived is an intent: it stays open until a record
+// with StageResponseComplete and the same AuditID. A denial, an approval or a
+// decision is one record with StageResponseComplete and opens nothing.
+const (
+	StageRequestReceived  Stage = "RequestReceived"
+	StageResponseStarted  Stage = "ResponseStarted" // stream or watch opened
+	StageResponseComplete Stage = "ResponseComplete"
+)
+
+// Keys of [Event.Annotations]. AnnotationSeq is set by Append, whatever the
+// caller put there.
+const (
+	AnnotationSeq            = "taskgate.dev/seq"
+	AnnotationSession        = "taskgate.dev/session" // UID of the grant
+	AnnotationTask           = "taskgate.dev/task"
+	AnnotationGrant          = "taskgate.dev/grant"
+	AnnotationPolicy         = "taskgate.dev/policy"
+	AnnotationDecision       = "taskgate.dev/decision"
+	AnnotationReason         = "taskgate.dev/reason"
+	AnnotationApproval       = "taskgate.dev/approval"
+	AnnotationDigest         = "taskgate.dev/digest"
+	AnnotationSVID           = "taskgate.dev/svid" // SHA-256 of the leaf
+	AnnotationRequestBytes   = "taskgate.dev/request-bytes"
+	AnnotationRequestSHA256  = "taskgate.dev/request-sha256"
+	AnnotationResponseBytes  = "taskgate.dev/response-bytes"
+	AnnotationResponseSHA256 = "taskgate.dev/response-sha256"
+	AnnotationStream         = "taskgate.dev/stream"
+	AnnotationOutcome        = "taskgate.dev/outcome"
+	AnnotationPurpose        = "taskgate.dev/purpose"
+	AnnotationParent         = "taskgate.dev/parent" // AuditID of the call this one was made for
+	AnnotationCandidates     = "taskgate.dev/candidates"
+	AnnotationWaived         = "taskgate.dev/waived"
+	AnnotationCause          = "taskgate.dev/cause"
+)
+
+// OutcomeUnknown is the value of AnnotationOutcome in the record that recovery
+// writes for an intent whose outcome was lost.
+const OutcomeUnknown = "unknown"
+
+// Event is one record: a subset of Event of audit.k8s.io/v1, with the same JSON
+// names in the same order, so that tools for Kubernetes audit logs read it.
+// Annotations must stay the last field: the sequence number is stamped into the
+// encoded form from its end.
+type Event struct {
+	Kind                     string            `json:"kind,omitempty"`
+	APIVersion               string            `json:"apiVersion,omitempty"`
+	Level                    string            `json:"level"`
+	AuditID                  string            `json:"auditID"`
+	Stage                    Stage             `json:"stage"`
+	RequestURI               string            `json:"requestURI"`
+	Verb                     string            `json:"verb"`
+	User                     UserInfo          `json:"user"`
+	ImpersonatedUser         *UserInfo         `json:"impersonatedUser,omitempty"`
+	SourceIPs                []string          `json:"sourceIPs,omitempty"`
+	UserAgent                string            `json:"userAgent,omitempty"`
+	ObjectRef                *ObjectReference  `json:"objectRef,omitempty"`
+	ResponseStatus           *ResponseStatus   `json:"responseStatus,omitempty"`
+	RequestObject            json.RawMessage   `json:"requestObject,omitempty"`
+	RequestReceivedTimestamp MicroTime         `json:"requestReceivedTimestamp"`
+	StageTimestamp           MicroTime         `json:"stageTimestamp"`
+	Annotations              map[string]string `json:"annotations,omitempty"`
+}
+
+// UserInfo is UserInfo of authentication.k8s.io/v1.
+type UserInfo struct {
+	Username string              `json:"username,omitempty"`
+	UID      string              `json:"uid,omitempty"`
+	Groups   []string            `json:"groups,omitempty"`
+	Extra    map[string][]string `json:"extra,omitempty"`
+}
+
+// ObjectReference is ObjectReference of audit.k8s.io/v1.
+type ObjectReference struct {
+	Resource        string `json:"resource,omitempty"`
+	Namespace       string `json:"namespace,omitempty"`
+	Name            string `json:"name,omitempty"`
+	UID             string `json:"uid,omitempty"`
+	APIGroup        string `json:"apiGroup,omitempty"`
+	APIVersion      string `json:"apiVersion,omitempty"`
+	ResourceVersion string `json:"resourceVersion,omitempty"`
+	Subresource     string `json:"subresource,omitempty"`
+}
+
+// ResponseStatus is the part of metav1.Status that a record keeps.
+type ResponseStatus struct {
+	Status  string `json:"status,omitempty"`
+	Message string `json:"message,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	Code    int32  `json:"code,omitempty"`
+}
+
+// MicroTime is written in UTC with exactly six decimals, as in metav1.MicroTime;
+// the zero time is null.
+type MicroTime struct{ time.Time }
+
+const microTimeLayout = `"2006-01-02T15:04:05.000000Z07:00"`
+
+// MarshalJSON implements json.Marshaler.
+func (t MicroTime) MarshalJSON() ([]byte, error) {
+	if t.IsZero() {
+		return []byte("null"), nil
+	}
+	return t.UTC().AppendFormat(make([]byte, 0, len(microTimeLayout)), microTimeLayout), nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *MicroTime) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		t.Time = time.Time{}
+		return nil
+	}
+	parsed, err := time.Parse(microTimeLayout, string(data))
+	t.Time = parsed
+	return err
+}
+
+// ErrInvalid says that an event cannot be recorded as it is; nothing was.
+var ErrInvalid = errors.New("not a valid record")
+
+// The number has a fixed width so that it can be stamped into an encoded record
+// without moving a byte.
+const (
+	seqDigits = 20
+	seqField  = `"` + AnnotationSeq + `":"`
+	zeroSeq   = "00000000000000000000"
+)
+
+// encode writes the canonical form of the record with the number zero and a
+// newline to buffer, and returns where the digits of the number are. The event
+// is not changed.
+func (e *Event) encode(buffer *bytes.Buffer, now time.Time) (digits int, err error) {
+	if err := e.validate(); err != nil {
+		return 0, err
+	}
+	complete := e.normalised(now)
+	start := buffer.Len()
+	if err := json.NewEncoder(buffer).Encode(&complete); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return findSeq(buffer.Bytes(), start)
+}
+
+// findSeq returns where the digits of the number in an encoded record are.
+//
+// Only the annotations can follow our field, and an annotation is a JSON string,
+// in which every quote is escaped: `"taskgate.dev/seq":"` cannot occur in one.
+// The last occurrence is therefore ours, whatever an attacker put into
+// requestObject, userAgent or a name.
+func findSeq(encoded []byte, start int) (int, error) {
+	at := bytes.LastIndex(encoded, []byte(seqField+zeroSeq+`"`))
+	if at < start {
+		return 0, fmt.Errorf("%w: the encoder left out %s", ErrInvalid, AnnotationSeq)
+	}
+	return at + len(seqField), nil
+}
+
+// stampSeq overwrites the 20 digits at the beginning of digits.
+func stampSeq(digits []byte, seq uint64) {
+	for i := seqDigits - 1; i >= 0; i-- {
+		digits[i] = byte('0' + seq%10)
+		seq /= 10
+	}
+}
+
+func (e *Event) validate() error {
+	switch {
+	case e.AuditID == "" || len(e.AuditID) > maxAuditID:
+		return fmt.Errorf("%w: auditID must have 1 to %d bytes", ErrInvalid, maxAuditID)
+	case e.Stage != StageRequestReceived && e.Stage != StageResponseStarted && e.Stage != StageResponseComplete:
+		return fmt.Errorf("%w: unknown stage %q", ErrInvalid, e.Stage)
+	case !utf8.Valid(e.RequestObject):
+		return fmt.Errorf("%w: requestObject is not UTF-8", ErrInvalid)
+	}
+	return nil
+}
+
+func (e *Event) normalised(now time.Time) Event {
+	c := *e
+	c.Kind, c.APIVersion = "Event", "audit.k8s.io/v1"
+	if c.Level == "" {
+		c.Level = "Metadata"
+		if c.RequestObject != nil {
+			c.Level = "Request"
+		}
+	}
+	if c.StageTimestamp.IsZero() {
+		c.StageTimestamp.Time = now
+	}
+	c.RequestURI, c.Verb, c.UserAgent = lossless(c.RequestURI), lossless(c.Verb), lossless(c.UserAgent)
+	if c.ObjectRef != nil {
+		ref := *c.ObjectRef
+		for _, field := range []*string{&ref.Resource, &ref.Namespace, &ref.Name, &ref.APIGroup, &ref.APIVersion, &ref.Subresource} {
+			*field = lossless(*field)
+		}
+		c.ObjectRef = &ref
+	}
+	if c.ResponseStatus != nil {
+		status := *c.ResponseStatus
+		status.Message = lossless(status.Message)
+		c.ResponseStatus = &status
+	}
+	c.Annotations = make(map[string]string, len(e.Annotations)+1)
+	for key, value := range e.Annotations {
+		c.Annotations[lossless(key)] = lossless(value)
+	}
+	c.Annotations[AnnotationSeq] = zeroSeq
+	return c
+}
+
+const base64Prefix = "base64:"
+
+// lossless returns text that JSON can carry without loss: what is not UTF-8 (an
+// agent may send any byte in a header) becomes "base64:" and its standard
+// base64, and so does what begins with "base64:" itself, so that a reader can
+// always tell.
+func lossless(text string) string {
+	if utf8.ValidString(text) && !strings.HasPrefix(text, base64Prefix) {
+		return text
+	}
+	return base64Prefix + base64.StdEncoding.EncodeToString([]byte(text))
+}
+
+// Seq is the number of the record in its stream, 0 if it has none.
+func (e *Event) Seq() uint64 {
+	seq, err := strconv.ParseUint(e.Annotations[AnnotationSeq], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return seq
+}
+
+// ErrNotCanonical says that a line is not what this package's encoder would
+// write: an unknown, repeated or reordered field, other spacing or escapes.
+var ErrNotCanonical = errors.New("not in canonical form")
+
+// decodeEvent is the inverse of encode for one line without its newline. It
+// accepts exactly the canonical form: what it returns encodes to the same bytes.
+func decodeEvent(line []byte) (*Event, error) {
+	event := new(Event)
+	if err := decodeCanonical(line, event); err != nil {
+		return nil, err
+	}
+	if len(event.Annotations[AnnotationSeq]) != seqDigits || event.Seq() == 0 {
+		return nil, fmt.Errorf("%w: no sequence number of %d digits", ErrNotCanonical, seqDigits)
+	}
+	return event, nil
+}
+
+// decodeCanonical decodes strictly and refuses data that into does not encode to.
+func decodeCanonical(data []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotCanonical, err)
+	}
+	again, err := json.Marshal(into)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotCanonical, err)
+	}
+	if !bytes.Equal(again, data) {
+		return fmt.Errorf("%w: it reads differently from how it is written", ErrNotCanonical)
+	}
+	return nil
+}
+
+// unknownOutcome is the outcome of an intent whose real one was lost in a crash
+// or never came.
+func unknownOutcome(intent *Event, now time.Time) *Event {
+	outcome := *intent
+	outcome.Stage = StageResponseComplete
+	outcome.RequestObject = nil
+	outcome.Level = "Metadata"
+	outcome.StageTimestamp.Time = now
+	outcome.Annotations = maps.Clone(intent.Annotations)
+	outcome.Annotations[AnnotationOutcome] = OutcomeUnknown
+	return &outcome
+}
