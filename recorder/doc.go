@@ -14,7 +14,9 @@
 //   - Every object in the bucket is created once, never overwritten, and named
 //     by a signed manifest that names the manifest before it. Verify recomputes
 //     all of it from bucket read access and a trust bundle, without the broker.
-//   - An intent whose outcome was lost says so: outcome=unknown.
+//   - An intent (StageRequestReceived) without an outcome (StageResponseComplete,
+//     same AuditID) gets one that says so, outcome=unknown, when its stream is
+//     closed: by Close, or by the next start after a crash.
 //
 // # Life of a record
 //
@@ -30,20 +32,29 @@
 // Every store operation can fail without effect or take effect and report a
 // failure. Therefore the bytes of a segment and of its manifest are synced to
 // the spool before they are first sent and sent again unchanged; "already
-// exists" is a fork on the first attempt and success on a later one.
+// exists" is a fork on the first attempt and success after one whose outcome is
+// unknown. Only a manifest that waited longer than the age limit is signed anew,
+// because Verify wants signature and storage close together; while it is unknown
+// which signature the bucket took, the next manifest names each of them.
 //
 // # Which way it fails
 //
 //   - The spool cannot grow (disk full, over its size limit, or its oldest
 //     unsealed record is over the age limit): Append returns [ErrUnavailable].
-//     It heals by itself.
+//     It heals by itself. The age limit does not hold for outcomes, which are
+//     owed.
 //   - A write or sync of the spool fails: the recorder is dead ([Recorder.Dead]);
 //     the process must end, because what a failed fsync left on disk is not
 //     knowable. The next start recovers.
 //   - The bucket is unreachable: the spool takes over until its limits.
 //   - The bucket is not safe (no object lock, versioning off, GOVERNANCE, the
-//     canary could be deleted, the credential may delete records):
-//     [Recorder.Ready] says so and Append refuses.
+//     canary could be deleted, the credential may delete records), or was not yet
+//     seen to be safe since the start: [Recorder.Ready] says so and Append refuses.
+//     So it does while the clocks here and there are more than 5 minutes apart.
+//   - An object of our own stream exists before we wrote it: the recorder is dead,
+//     and the spool stays as it is until an operator has looked.
+//   - The spool holds acknowledged records that cannot be read back: Open fails
+//     and changes nothing.
 //   - Bytes in the bucket that do not parse, records that are not in canonical
 //     form, objects nobody signed: Verify fails and names the first bad number.
 //

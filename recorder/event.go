@@ -2,15 +2,12 @@ package recorder
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // Stage says when in the life of a call a record was made (audit.k8s.io/v1).
@@ -57,8 +54,7 @@ const OutcomeUnknown = "unknown"
 
 // Event is one record: a subset of Event of audit.k8s.io/v1, with the same JSON
 // names in the same order, so that tools for Kubernetes audit logs read it.
-// Annotations must stay the last field: the sequence number is stamped into the
-// encoded form from its end.
+// What is added here must be added to encode, too.
 type Event struct {
 	Kind                     string            `json:"kind,omitempty"`
 	APIVersion               string            `json:"apiVersion,omitempty"`
@@ -115,10 +111,14 @@ const microTimeLayout = `"2006-01-02T15:04:05.000000Z07:00"`
 
 // MarshalJSON implements json.Marshaler.
 func (t MicroTime) MarshalJSON() ([]byte, error) {
+	return t.append(nil), nil
+}
+
+func (t MicroTime) append(to []byte) []byte {
 	if t.IsZero() {
-		return []byte("null"), nil
+		return append(to, "null"...)
 	}
-	return t.UTC().AppendFormat(make([]byte, 0, len(microTimeLayout)), microTimeLayout), nil
+	return t.UTC().AppendFormat(to, microTimeLayout)
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -130,112 +130,6 @@ func (t *MicroTime) UnmarshalJSON(data []byte) error {
 	parsed, err := time.Parse(microTimeLayout, string(data))
 	t.Time = parsed
 	return err
-}
-
-// ErrInvalid says that an event cannot be recorded as it is; nothing was.
-var ErrInvalid = errors.New("not a valid record")
-
-// The number has a fixed width so that it can be stamped into an encoded record
-// without moving a byte.
-const (
-	seqDigits = 20
-	seqField  = `"` + AnnotationSeq + `":"`
-	zeroSeq   = "00000000000000000000"
-)
-
-// encode writes the canonical form of the record with the number zero and a
-// newline to buffer, and returns where the digits of the number are. The event
-// is not changed.
-func (e *Event) encode(buffer *bytes.Buffer, now time.Time) (digits int, err error) {
-	if err := e.validate(); err != nil {
-		return 0, err
-	}
-	complete := e.normalised(now)
-	start := buffer.Len()
-	if err := json.NewEncoder(buffer).Encode(&complete); err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	return findSeq(buffer.Bytes(), start)
-}
-
-// findSeq returns where the digits of the number in an encoded record are.
-//
-// Only the annotations can follow our field, and an annotation is a JSON string,
-// in which every quote is escaped: `"taskgate.dev/seq":"` cannot occur in one.
-// The last occurrence is therefore ours, whatever an attacker put into
-// requestObject, userAgent or a name.
-func findSeq(encoded []byte, start int) (int, error) {
-	at := bytes.LastIndex(encoded, []byte(seqField+zeroSeq+`"`))
-	if at < start {
-		return 0, fmt.Errorf("%w: the encoder left out %s", ErrInvalid, AnnotationSeq)
-	}
-	return at + len(seqField), nil
-}
-
-// stampSeq overwrites the 20 digits at the beginning of digits.
-func stampSeq(digits []byte, seq uint64) {
-	for i := seqDigits - 1; i >= 0; i-- {
-		digits[i] = byte('0' + seq%10)
-		seq /= 10
-	}
-}
-
-func (e *Event) validate() error {
-	switch {
-	case e.AuditID == "" || len(e.AuditID) > maxAuditID:
-		return fmt.Errorf("%w: auditID must have 1 to %d bytes", ErrInvalid, maxAuditID)
-	case e.Stage != StageRequestReceived && e.Stage != StageResponseStarted && e.Stage != StageResponseComplete:
-		return fmt.Errorf("%w: unknown stage %q", ErrInvalid, e.Stage)
-	case !utf8.Valid(e.RequestObject):
-		return fmt.Errorf("%w: requestObject is not UTF-8", ErrInvalid)
-	}
-	return nil
-}
-
-func (e *Event) normalised(now time.Time) Event {
-	c := *e
-	c.Kind, c.APIVersion = "Event", "audit.k8s.io/v1"
-	if c.Level == "" {
-		c.Level = "Metadata"
-		if c.RequestObject != nil {
-			c.Level = "Request"
-		}
-	}
-	if c.StageTimestamp.IsZero() {
-		c.StageTimestamp.Time = now
-	}
-	c.RequestURI, c.Verb, c.UserAgent = lossless(c.RequestURI), lossless(c.Verb), lossless(c.UserAgent)
-	if c.ObjectRef != nil {
-		ref := *c.ObjectRef
-		for _, field := range []*string{&ref.Resource, &ref.Namespace, &ref.Name, &ref.APIGroup, &ref.APIVersion, &ref.Subresource} {
-			*field = lossless(*field)
-		}
-		c.ObjectRef = &ref
-	}
-	if c.ResponseStatus != nil {
-		status := *c.ResponseStatus
-		status.Message = lossless(status.Message)
-		c.ResponseStatus = &status
-	}
-	c.Annotations = make(map[string]string, len(e.Annotations)+1)
-	for key, value := range e.Annotations {
-		c.Annotations[lossless(key)] = lossless(value)
-	}
-	c.Annotations[AnnotationSeq] = zeroSeq
-	return c
-}
-
-const base64Prefix = "base64:"
-
-// lossless returns text that JSON can carry without loss: what is not UTF-8 (an
-// agent may send any byte in a header) becomes "base64:" and its standard
-// base64, and so does what begins with "base64:" itself, so that a reader can
-// always tell.
-func lossless(text string) string {
-	if utf8.ValidString(text) && !strings.HasPrefix(text, base64Prefix) {
-		return text
-	}
-	return base64Prefix + base64.StdEncoding.EncodeToString([]byte(text))
 }
 
 // Seq is the number of the record in its stream, 0 if it has none.

@@ -66,6 +66,7 @@ func TestEncodeKeepsBytesThatAreNotUTF8(t *testing.T) {
 func TestEncodeRefuses(t *testing.T) {
 	for name, change := range map[string]func(*recorder.Event){
 		"no audit ID":              func(e *recorder.Event) { e.AuditID = "" },
+		"an audit ID not UTF-8":    func(e *recorder.Event) { e.AuditID = "\xff" },
 		"a long audit ID":          func(e *recorder.Event) { e.AuditID = strings.Repeat("a", 256) },
 		"an unknown stage":         func(e *recorder.Event) { e.Stage = "Panic" },
 		"requestObject no JSON":    func(e *recorder.Event) { e.RequestObject = []byte("{") },
@@ -116,8 +117,9 @@ func TestDecodeAcceptsOnlyTheCanonicalForm(t *testing.T) {
 	}
 }
 
-// FuzzStamp shows that stamping the number changes the number and nothing else,
-// whatever else is in the event.
+// FuzzStamp shows that what encode writes is what encoding/json would (DecodeEvent
+// checks that), and that stamping the number changes the number and nothing else,
+// whatever is in the event.
 func FuzzStamp(f *testing.F) {
 	f.Add("agent", "name", `{"a":1}`, "key", "value", uint64(1))
 	f.Add(hostile(), hostile(), `{"taskgate.dev/seq":"00000000000000000000"}`, "taskgate.dev/zzz", hostile(), uint64(1<<63))
@@ -127,6 +129,8 @@ func FuzzStamp(f *testing.F) {
 		event.StageTimestamp.Time = time.Unix(1, 0)
 		event.UserAgent, event.ObjectRef.Name, event.RequestObject = agent, name, json.RawMessage(object)
 		event.Annotations[key] = value
+		event.User = recorder.UserInfo{Username: agent, UID: name, Groups: []string{value, key}, Extra: map[string][]string{key: {value, agent}, name: nil, value: {}}}
+		event.SourceIPs, event.ResponseStatus = []string{agent}, &recorder.ResponseStatus{Message: value, Reason: key, Code: int32(seq)}
 		first, err := recorder.EncodeNumbered(event, 1)
 		if err != nil {
 			return

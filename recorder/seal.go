@@ -196,6 +196,9 @@ func (s *sealer) signature(ctx context.Context, p *pending) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("signing a manifest: %w", err)
 	}
+	if leaf := svid.Certificates[0]; now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
+		return nil, fmt.Errorf("signing a manifest: the SVID is valid from %s to %s, and such a signature would never count", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
+	}
 	if err := s.archiveBundle(ctx, svid.ID.TrustDomain()); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/taskgate/taskgate/internal/recordertest"
+	"github.com/taskgate/taskgate/internal/spiffetest"
 	"github.com/taskgate/taskgate/recorder"
 )
 
@@ -300,7 +301,7 @@ func TestOpenIntentsOutliveTrimming(t *testing.T) {
 	f.config.FileSize = 64 << 10
 	r := f.open()
 	early := recordertest.Call("early")
-	early.RequestObject = []byte(`{"secret":"no"}`)
+	early.RequestObject, early.UserAgent = []byte(`{"replicas":3}`), "\xff"
 	recordertest.Record(t, r, early)
 	ended := recordertest.Call("ended")
 	recordertest.Record(t, r, ended)
@@ -317,6 +318,9 @@ func TestOpenIntentsOutliveTrimming(t *testing.T) {
 	f.close(r)
 	f.proven(f.store, 324, "closed")
 	outcome := scan(t, f.store)["ResponseComplete early"]
+	if intent := scan(t, f.store)["RequestReceived early"]; outcome != nil && intent.UserAgent != outcome.UserAgent {
+		t.Errorf("the outcome names agent %q, the intent %q", outcome.UserAgent, intent.UserAgent)
+	}
 	if outcome == nil || outcome.Annotations[recorder.AnnotationOutcome] != recorder.OutcomeUnknown || outcome.RequestObject != nil || outcome.Verb != "get" {
 		t.Errorf("on closing, the outcome is %+v", outcome)
 	}
@@ -328,6 +332,24 @@ func TestOpenIntentsOutliveTrimming(t *testing.T) {
 	if outcome := scan(t, bucket)["ResponseComplete early"]; outcome == nil || outcome.Annotations[recorder.AnnotationOutcome] != recorder.OutcomeUnknown {
 		t.Errorf("after a crash, the outcome is %+v", outcome)
 	}
+}
+
+// TestExpiredSVID: nothing is signed that would never verify; with a new SVID it
+// goes on.
+func TestExpiredSVID(t *testing.T) {
+	f := newFixture(t)
+	r := f.open()
+	f.identity.Issue(t, f.ca, spiffetest.Leaf{ID: recordertest.BrokerID(), NotBefore: time.Now().Add(-2 * time.Hour), TTL: -time.Hour})
+	f.calls(r, 1)
+	recordertest.Eventually(t, "the SVID is missed", func() error {
+		if failing := r.Status().Failing; failing == nil || !strings.Contains(failing.Error(), "SVID") {
+			return fmt.Errorf("failing is %v", failing)
+		}
+		return nil
+	})
+	f.rotate(f.ca)
+	f.close(r)
+	f.proven(f.store, 2, "closed")
 }
 
 // TestOpenWithDeadBucket returns at once and says what is waited for.

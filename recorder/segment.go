@@ -83,7 +83,9 @@ type flaw struct {
 // says that it could not be read to the end; a flaw that it is not what it must be.
 func (s *segmentReader) check(content io.Reader, m *Manifest) (segmentFacts, *flaw, error) {
 	sum := sha256.New()
-	source := &trackingReader{from: io.TeeReader(io.LimitReader(content, m.Size+1), sum)}
+	// Read to the end even if it is not the size it must be: what lies there tells
+	// an exchanged segment from a broken one.
+	source := &trackingReader{from: io.TeeReader(io.LimitReader(content, maxSegment), sum)}
 	facts := segmentFacts{next: m.First}
 	var bad *flaw
 	raw, err := s.lines(source, m.RawSize, func(line []byte) error {

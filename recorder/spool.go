@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -82,7 +81,7 @@ type mark struct {
 
 // record is one encoded event.
 type record struct {
-	buffer bytes.Buffer
+	buffer []byte
 	digits int // where its number is
 	kind   frameKind
 	id     string
@@ -142,14 +141,16 @@ func openSpool(directory string, config spoolConfig, sealed uint64) (*spool, err
 // append encodes an event and queues it for the writer.
 func (s *spool) append(event *Event) (Receipt, error) { return s.enqueue(event, false) }
 
-// last is append for the records that close a stream; it works after stop.
+// last is append for the records that close a stream, made from recorded ones; it
+// works after stop.
 func (s *spool) last(event *Event) (Receipt, error) { return s.enqueue(event, true) }
 
 func (s *spool) enqueue(event *Event, closing bool) (Receipt, error) {
 	now := s.config.now()
 	encoded := s.encoded.Get().(*record)
-	digits, err := event.encode(&encoded.buffer, now)
-	size := frameSize(event.AuditID, encoded.buffer.Bytes())
+	var err error
+	encoded.buffer, encoded.digits, err = event.encode(encoded.buffer, now, closing)
+	size := frameSize(event.AuditID, encoded.buffer)
 	if limit := min(maxRecord, s.config.fileSize-fileHeader); err == nil && size > limit {
 		err = fmt.Errorf("%w: it takes %d bytes and at most %d are possible", ErrInvalid, size, limit)
 	}
@@ -157,17 +158,17 @@ func (s *spool) enqueue(event *Event, closing bool) (Receipt, error) {
 		s.recycle(encoded)
 		return Receipt{}, err
 	}
-	encoded.digits, encoded.kind, encoded.id = digits, kindOf(event.Stage), event.AuditID
+	encoded.kind, encoded.id = kindOf(event.Stage), event.AuditID
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.admitLocked(now, closing); err != nil {
+	if err := s.admitLocked(now, closing, encoded.kind == kindOutcome); err != nil {
 		s.recycle(encoded)
 		return Receipt{}, err
 	}
 	encoded.seq = s.next
 	s.next++
-	stampSeq(encoded.buffer.Bytes()[digits:], encoded.seq)
+	stampSeq(encoded.buffer[encoded.digits:], encoded.seq)
 	b := s.batchLocked(size)
 	b.records = append(b.records, encoded)
 	b.size += size
@@ -180,11 +181,13 @@ func (s *spool) unavailable() error {
 	now := s.config.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.admitLocked(now, false)
+	return s.admitLocked(now, false, false)
 }
 
-// admitLocked decides whether a record may get a number.
-func (s *spool) admitLocked(now time.Time, closing bool) error {
+// admitLocked decides whether a record may get a number. What ends a call may
+// wait longer for the bucket than what begins one: the call was made, and its
+// outcome is owed.
+func (s *spool) admitLocked(now time.Time, closing, outcome bool) error {
 	if err := s.config.fate.err(); err != nil {
 		return err
 	}
@@ -197,7 +200,7 @@ func (s *spool) admitLocked(now time.Time, closing bool) error {
 		}
 		s.starved = false
 	}
-	if len(s.marks) > 0 && now.Sub(s.marks[0].at) > s.config.ageLimit {
+	if !outcome && len(s.marks) > 0 && now.Sub(s.marks[0].at) > s.config.ageLimit {
 		return fmt.Errorf("%w: record %d waits for the bucket since %s, longer than the limit of %s; see to the bucket, nothing is lost",
 			ErrUnavailable, s.marks[0].first, s.marks[0].at.UTC().Format(time.RFC3339), s.config.ageLimit)
 	}
@@ -289,7 +292,7 @@ func (s *spool) fileFor(b *batch) (*spoolFile, error) {
 func (s *spool) assemble(file *spoolFile, b *batch) []byte {
 	data := s.scratch[:0]
 	for _, r := range b.records {
-		data = appendFrame(data, file.seed, file.end, r.kind, r.seq, r.id, r.buffer.Bytes())
+		data = appendFrame(data, file.seed, file.end, r.kind, r.seq, r.id, r.buffer)
 	}
 	s.scratch = data
 	if cap(data) > 4<<20 {
@@ -342,10 +345,10 @@ func (s *spool) fail(b *batch, err error) {
 
 // recycle keeps a record's buffer for another one, unless it is a large one.
 func (s *spool) recycle(r *record) {
-	if r.buffer.Cap() > 64<<10 {
+	if cap(r.buffer) > 64<<10 {
 		return
 	}
-	r.buffer.Reset()
+	r.buffer = r.buffer[:0]
 	s.encoded.Put(r)
 }
 

@@ -166,10 +166,11 @@ func TestAgeLimit(t *testing.T) {
 	if _, err := r.Append(recordertest.Call("a")); !errors.Is(err, recorder.ErrUnavailable) || !strings.Contains(err.Error(), "longer than the limit") {
 		t.Errorf("got %v, want ErrUnavailable for age", err)
 	}
+	recordertest.Record(t, r, recordertest.Outcome(recordertest.Call("owed"), 200))
 	f.store.Heal()
 	recordertest.Eventually(t, "the backlog is sealed", r.Ready)
 	f.close(r)
-	f.proven(f.store, 4, "closed")
+	f.proven(f.store, 5, "closed")
 }
 
 // TestDiskFailureIsDeath: what a failed sync left on disk cannot be known, so
