@@ -57,10 +57,10 @@ down: ## Stop it and leave nothing behind
 	$(TESTBED) down --dir $(abspath $(DIR))
 
 demo: ## See it work in two minutes, from the agent's first call to the auditor's proof
-	cd e2e && go run ./cmd/demo
+	cd e2e && go run ./cmd/demo --spiffe $(SPIFFE) --s3 $(S3) --node $(NODE)
 
 dev: ## Start everything, leave it running, and say what to try
-	cd e2e && go run ./cmd/demo --keep --dir $(abspath $(DIR))
+	cd e2e && go run ./cmd/demo --keep --dir $(abspath $(DIR)) --spiffe $(SPIFFE) --s3 $(S3) --node $(NODE)
 
 bench: ## Measure against the direct path and a plain two-hop proxy, in one run
 	cd e2e && go run ./cmd/bench

@@ -3,6 +3,7 @@ package authz
 import (
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-memdb"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -160,5 +161,17 @@ func byStandingThenEnd(a, b heldGrant) int {
 	case b.standing == active:
 		return 1
 	}
-	return b.end.Compare(a.end)
+	return b.overSince().Compare(a.overSince())
+}
+
+// overSince is when a grant ended. One that was just taken away, and is not
+// written down as over yet, counts as the latest.
+func (g *heldGrant) overSince() time.Time {
+	switch {
+	case !g.EndedAt.IsZero():
+		return g.EndedAt
+	case g.standing == revoked:
+		return time.Unix(1<<40, 0)
+	}
+	return g.end
 }

@@ -429,3 +429,24 @@ func TestUnproven(t *testing.T) {
 		t.Error("the zero decision does not deny")
 	}
 }
+
+// TestWhatTheAgentRemembers: of several grants that are over, the reason of the
+// one that ended last is told; a refusal outside of the only active grant names
+// that grant, for the record.
+func TestWhatTheAgentRemembers(t *testing.T) {
+	pods := rule("get", "shop", "", "pods")
+	revoked := with(grant("revoked", pods), func(g *authz.Grant) {
+		g.EndReason, g.EndedAt = authz.EndRevoked, noon.Add(-10*time.Minute)
+	})
+	expired := with(grant("expired", pods), func(g *authz.Grant) { g.ExpiresAt = noon.Add(-time.Minute) })
+	check := func(want string, grants ...*authz.Grant) {
+		t.Helper()
+		d := decide(t, world{policies: []*authz.Policy{shop()}, grants: grants}, call("get shop:pods web-0"))
+		if got := fmt.Sprintf("%s %s", d.Reason, d.Grant.Name); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	check("GrantExpired expired", revoked, expired)
+	check("GrantRevoked just", expired, with(grant("just", pods), func(g *authz.Grant) { g.Revoked = true }))
+	check("OutsideGrant other", grant("other", rule("get", "shop", "", "services")))
+}

@@ -106,7 +106,7 @@ func Decide(q Question) Decision {
 		return Decision{Reason: PolicyDenied, Cause: cause}
 	}
 	d := q.Set.cover(&q)
-	if d.Grant == nil || d.Reason != "" {
+	if d.Reason != "" {
 		return d
 	}
 	return q.Set.gated(q.Call, d)

@@ -52,6 +52,9 @@ type Grant struct {
 	ActiveFrom time.Time
 	ExpiresAt  time.Time
 	EndReason  string // why it is over; empty while it is not
+	// EndedAt is when it was written down as over; zero before that. It decides
+	// nothing and only says which of several the agent remembers.
+	EndedAt time.Time
 }
 
 // End is when the grant is over at the latest: what its status says, but never

@@ -104,14 +104,18 @@ func (g *heldGrant) createFor(c *Call) *Rule {
 // the one that ends first. If there is none, it finds the most useful reason.
 func (s *Set) cover(q *Question) Decision {
 	var d Decision
-	best, anyActive := standing(refused), false
+	best, actives := standing(refused), 0
+	var only *Grant
 	for i := range s.grants {
 		g := &s.grants[i]
 		if q.Pinned != "" && g.Name != q.Pinned {
 			continue
 		}
 		now := g.standingAt(q.Now)
-		anyActive = anyActive || now == active
+		if now == active {
+			actives++
+			only = g.Grant
+		}
 		rule := g.coveringRule(q.Call)
 		if rule == nil || now == refused {
 			continue
@@ -132,8 +136,11 @@ func (s *Set) cover(q *Question) Decision {
 		return d
 	case best != refused:
 		d.Reason, d.Rule = best.reason(), nil
-	case anyActive:
+	case actives > 0:
 		d.Reason = OutsideGrant
+		if actives == 1 {
+			d.Grant = only // so that the record says which task it happened in
+		}
 	default:
 		d.Reason = NoGrant
 	}

@@ -55,11 +55,11 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 	case authz.GrantExpired:
 		r.text = fmt.Sprintf("the grant %s allowed you to %s and has expired. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, does(c))
 	case authz.GrantRevoked:
-		r.text = fmt.Sprintf("the grant %s allowed you to %s and was revoked, deleted or lost its policy. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c))
+		r.text = fmt.Sprintf("the grant %s allowed you to %s, and %s. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c), ending(d.Grant))
 	case authz.BudgetSpent:
 		r.text = fmt.Sprintf("the budget of the grant %s is spent. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name)
 	case authz.OutsideGrant:
-		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list, or ask an operator for a TaskGrant that allows it", does(c))
+		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list%s, or ask an operator for a TaskGrant that allows it", does(c), inNamespace(c))
 	case authz.ApprovalRequired:
 		r.text = fmt.Sprintf("to %s needs the approval of a person (gate %s). Next: ask an operator to do it; approving is not part of this version. Retrying changes nothing", does(c), d.Gate.Name)
 	case authz.PolicyDenied:
@@ -74,17 +74,47 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 	return r
 }
 
+// ending says how a grant was taken away.
+func ending(g *authz.Grant) string {
+	switch {
+	case g == nil:
+		return "it is over"
+	case g.Deleted:
+		return "it was deleted"
+	case g.Revoked, g.EndReason == authz.EndRevoked:
+		return "it was revoked"
+	case g.EndReason == authz.EndSuspended:
+		return "its policy was suspended"
+	}
+	return "its policy does not allow it any more"
+}
+
+func inNamespace(c *authz.Call) string {
+	if c.Namespace == "" {
+		return ""
+	}
+	return " -n " + c.Namespace
+}
+
 // does says in words what a call does.
 func does(c *authz.Call) string {
 	if c.Resource == "" {
 		return fmt.Sprintf("read %s", c.Path)
 	}
-	text := c.Verb.String() + " " + qualified(c)
+	verb := c.Verb.String()
+	switch c.Subresource {
+	case "exec", "attach", "portforward", "proxy":
+		verb = "open"
+	}
+	text := verb + " " + qualified(c)
 	if c.Name != "" {
 		text += " " + strconv.Quote(c.Name)
 	}
 	if c.Namespace != "" && !(c.Resource == "namespaces" && c.Group == "") {
 		text += " in namespace " + strconv.Quote(c.Namespace)
+	}
+	if c.Namespace == "" && c.Name == "" && (c.Verb == authz.List || c.Verb == authz.Watch) {
+		text += " in the whole cluster"
 	}
 	return text
 }

@@ -243,7 +243,7 @@ func (v *verifier) finishStream(s *streamState) {
 	if !s.proven || s.end != "" {
 		return
 	}
-	v.report.note(at(StreamOpen, fmt.Sprintf("open: no proof after record %d at %s", s.last, s.time.UTC().Format(time.RFC3339))))
+	v.report.note(at(StreamOpen, fmt.Sprintf("no proof after record %d at %s", s.last, s.time.UTC().Format(time.RFC3339))))
 	if silence := v.cutoff.Sub(s.time); !v.cutoff.IsZero() && v.period.to.IsZero() && silence > 2*v.Heartbeat {
 		v.report.note(at(HeartbeatMissing, fmt.Sprintf("silent for %s: the broker is down, or what it stored is withheld", silence.Round(time.Second))))
 	}

@@ -84,6 +84,9 @@ func Grant(object *v1alpha1.TaskGrant) *authz.Grant {
 		Pending:   meta.IsStatusConditionPresentAndEqual(status.Conditions, v1alpha1.GrantApproved, metav1.ConditionUnknown),
 		EndReason: status.EndReason,
 	}
+	if over := meta.FindStatusCondition(status.Conditions, v1alpha1.GrantEnded); over != nil && over.Status == metav1.ConditionTrue {
+		grant.EndedAt = over.LastTransitionTime.Time
+	}
 	if status.ActiveFrom != nil && status.ExpiresAt != nil {
 		grant.ActiveFrom, grant.ExpiresAt = status.ActiveFrom.Time, status.ExpiresAt.Time
 		// The digest ties the status to the spec it was given for.

@@ -79,6 +79,10 @@ func (c *Controller) livePolicy(ctx context.Context, name string) (*v1alpha1.Age
 	return policy, err
 }
 
+// missingEvery is how often a policy is looked at again while the broker may not
+// act for it: somebody is probably about to allow it.
+const missingEvery = 3 * time.Second
+
 // reconcilePolicy writes the conditions of one policy.
 func (c *Controller) reconcilePolicy(ctx context.Context, name string) error {
 	policy := c.cachedPolicy(name)
@@ -105,6 +109,7 @@ func (c *Controller) reconcilePolicy(ctx context.Context, name string) error {
 	case err != nil:
 		return err
 	case missing != "":
+		c.queue.AddAfter(item{policies, name}, missingEvery)
 		set(v1alpha1.PolicyUpstreamReady, false, "ImpersonationMissing", missing)
 	default:
 		set(v1alpha1.PolicyUpstreamReady, true, "MayImpersonate", "the broker may act upstream as the group taskgate:policy:"+name)

@@ -120,7 +120,7 @@ func object(e *recorder.Event) string {
 	if ref.Subresource != "" {
 		text += "/" + ref.Subresource
 	}
-	if ref.Namespace != "" {
+	if ref.Namespace != "" && ref.Resource != "namespaces" {
 		text = ref.Namespace + " " + text
 	}
 	if ref.Name != "" {

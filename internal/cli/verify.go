@@ -176,7 +176,7 @@ func printReport(out io.Writer, report *recorder.Report) error {
 	if report.Proven() {
 		p.line("PROVEN: %d records in %d segments, signed by %d manifests", report.Records, report.Segments, report.Manifests)
 	} else {
-		p.line("BROKEN: %d findings; the first: %s", len(report.Findings), safe(report.Findings[0].String()))
+		p.line("BROKEN: %s; the first: %s", count(len(report.Findings), "finding"), safe(report.Findings[0].String()))
 	}
 	for _, stream := range report.Streams {
 		p.line("  stream %s/%s: records 1 to %d, %s, last manifest %d at %s", safe(stream.Cluster), safe(stream.Stream), stream.Last, stream.End,
@@ -198,6 +198,13 @@ func printReport(out io.Writer, report *recorder.Report) error {
 		p.line("  and %d more findings and notes", report.Omitted)
 	}
 	return p.err
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // printer keeps the first error of writing.
