@@ -150,8 +150,7 @@ const (
 	EndSuspended     = "Suspended"
 )
 
-// byStandingThenEnd puts active grants first, the earliest end before the
-// others, and behind them what ended last: that is what an agent remembers.
+// byStandingThenEnd puts active grants first, the earliest end before the others.
 func byStandingThenEnd(a, b heldGrant) int {
 	switch {
 	case a.standing == active && b.standing == active:
@@ -161,7 +160,7 @@ func byStandingThenEnd(a, b heldGrant) int {
 	case b.standing == active:
 		return 1
 	}
-	return b.overSince().Compare(a.overSince())
+	return 0
 }
 
 // overSince is when a grant ended. One that was just taken away, and is not

@@ -106,6 +106,7 @@ func (s *Set) cover(q *Question) Decision {
 	var d Decision
 	best, actives := standing(refused), 0
 	var only *Grant
+	var since time.Time
 	for i := range s.grants {
 		g := &s.grants[i]
 		if q.Pinned != "" && g.Name != q.Pinned {
@@ -127,8 +128,8 @@ func (s *Set) cover(q *Question) Decision {
 			}
 			continue
 		}
-		if d.Covering == 0 && better(now, best) {
-			d.Grant, d.Rule, best = g.Grant, rule, now
+		if d.Covering == 0 && better(now, g.overSince(), best, since) {
+			d.Grant, d.Rule, best, since = g.Grant, rule, now, g.overSince()
 		}
 	}
 	switch {
@@ -147,10 +148,16 @@ func (s *Set) cover(q *Question) Decision {
 	return d
 }
 
-// better prefers a grant that may still come over one that is over; among those
-// that are over the first seen, which ended last, stays.
-func better(candidate, best standing) bool {
-	return best == refused || (candidate == pending && best != pending)
+// better prefers a grant that may still come over one that is over, and of those
+// the one that ended last: that is what the agent remembers.
+func better(candidate standing, since time.Time, best standing, bestSince time.Time) bool {
+	switch {
+	case best == refused:
+		return true
+	case best == pending:
+		return false
+	}
+	return candidate == pending || since.After(bestSince)
 }
 
 // Candidates names every active grant that covers the call, the charged one
