@@ -9,6 +9,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/request"
@@ -177,6 +178,9 @@ func (x *exchange) answer(r *refusal) {
 	if r.close {
 		header.Set("Connection", "close")
 	}
+	if x.request != nil && x.request.Call.Resource == "" {
+		addWarning(header, r.Error()) // kubectl hides the message of a refused discovery
+	}
 	status := x.status(r)
 	x.w.WriteHeader(r.status)
 	if encoded, err := json.Marshal(&status); err == nil { // plain strings always encode
@@ -246,12 +250,18 @@ func statusReason(status int) metav1.StatusReason {
 // soon is how long before its end a grant is worth a warning.
 const soon = 5 * time.Minute
 
-// warn tells the agent with every answer that its grant is about to end
-// (RFC 7234, section 5.5; KEP-1693).
+// warn tells the agent with every answer that its grant is about to end.
 func (x *exchange) warn(header http.Header) {
 	if g := x.decision.Grant; g != nil {
 		if left := g.End().Sub(x.started); left > 0 && left < soon {
-			header.Add("Warning", fmt.Sprintf("299 - %q", fmt.Sprintf("the grant %s ends in %s", g.Name, left.Round(time.Second))))
+			addWarning(header, fmt.Sprintf("the grant %s ends in %s", g.Name, left.Round(time.Second)))
 		}
+	}
+}
+
+// addWarning adds a warning that clients print (KEP-1693).
+func addWarning(header http.Header, text string) {
+	if value, err := utilnet.NewWarningHeader(299, "-", text); err == nil { // plain text is always valid
+		header.Add("Warning", value)
 	}
 }

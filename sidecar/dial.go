@@ -26,7 +26,7 @@ const (
 	attemptTimeout = 400 * time.Millisecond
 	// unackedTimeout is how long sent data may stay unacknowledged (RFC 5482): a
 	// broker whose node is gone answers nothing, not even a reset.
-	unackedTimeout = 2 * time.Second
+	unackedTimeout = 1500 * time.Millisecond
 	// endGrace lets the broker cut a connection at the end of an SVID first,
 	// because the broker says why.
 	endGrace = time.Second

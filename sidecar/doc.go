@@ -37,8 +37,9 @@
 // # Which way it fails
 //
 // Closed, at once and in words. Without an SVID the answer is 503 NoIdentity;
-// without a broker 503 BrokerUnavailable within two seconds, which also says
-// whether the call may have been made. Readiness means an SVID is held, the
+// without a broker 503 BrokerUnavailable within two seconds (a read whose
+// connection turns out to be dead: within four), which also says whether the call
+// may have been made. Readiness means an SVID is held, the
 // listeners are up and the files are written. It does not mean that the broker
 // can be reached or that a grant exists: the agent should start and be told no in
 // words it can act on.

@@ -51,13 +51,13 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// The transport may still be reading the body after an early answer.
 	defer r.Body.Close()
 	if err := f.source.Ready(); err != nil {
-		noIdentity(err).write(w)
+		noIdentity(err).write(w, r.URL.Path)
 		return
 	}
 	live := longRunning(r.URL.RawQuery)
 	ctx, leave, ok := f.calls.enter(r.Context(), live)
 	if !ok {
-		shuttingDown().write(w)
+		shuttingDown().write(w, r.URL.Path)
 		return
 	}
 	defer leave()
@@ -69,21 +69,21 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Context().Err() != nil: // the agent is gone
 		panic(http.ErrAbortHandler)
 	case ctx.Err() != nil:
-		shuttingDown().write(w)
+		cutShort(r.Method).write(w, r.URL.Path)
 		return
 	case body.broke.Load():
 		w.Header().Set("Connection", "close")
-		brokenBody().write(w)
+		brokenBody().write(w, r.URL.Path)
 		return
 	default:
-		f.unavailable(r.Method, err).write(w)
+		f.unavailable(r.Method, err).write(w, r.URL.Path)
 		return
 	}
 	defer answer.Body.Close()
 	f.reached()
 	if answer.StatusCode == http.StatusSwitchingProtocols {
 		w.Header().Set("Connection", "close")
-		refusal{code: http.StatusBadGateway, reason: reasonBadUpgrade, what: "this sidecar does not carry streams yet", next: "use a call without a stream, such as kubectl get or kubectl logs"}.write(w)
+		refusal{code: http.StatusBadGateway, reason: reasonBadUpgrade, what: "this sidecar does not carry streams yet", next: "use a call without a stream, such as kubectl get or kubectl logs"}.write(w, r.URL.Path)
 		return
 	}
 	relay.Headers(w.Header(), answer.Header)
@@ -257,7 +257,7 @@ func (f *forwarder) unavailable(method string, err error) refusal {
 		answer.what = "the broker at " + f.broker + " does not accept this pod's identity; the call was not made"
 		answer.next = "ask the operator whether the broker accepts this pod's trust domain"
 	case errors.As(err, new(*dialError)):
-	case method == http.MethodGet || method == http.MethodHead:
+	case isRead(method):
 		answer.what = "the connection to the broker at " + f.broker + " broke before it answered"
 	default:
 		answer.what = "the connection to the broker at " + f.broker + " broke before it answered; the call may or may not have been made"
@@ -289,10 +289,23 @@ func brokenBody() refusal {
 	}
 }
 
+// shuttingDown is for calls that come while drain ends those before them.
 func shuttingDown() refusal {
 	return refusal{
 		code: http.StatusServiceUnavailable, reason: reasonNotReady,
-		what: "this pod's sidecar is shutting down; the call was not finished",
+		what: "this pod's sidecar is shutting down; the call was not made",
 		next: "look whether the pod is being deleted",
 	}
 }
+
+// cutShort is for calls that drain ended.
+func cutShort(method string) refusal {
+	answer := shuttingDown()
+	if !isRead(method) {
+		answer.what = "this pod's sidecar is shutting down and could not wait for the answer; the call may or may not have been made"
+		answer.cause = causeOutcomeUnknown
+	}
+	return answer
+}
+
+func isRead(method string) bool { return method == http.MethodGet || method == http.MethodHead }

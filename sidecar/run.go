@@ -146,7 +146,7 @@ func (s *server) httpServer(handler http.Handler, config *tls.Config) *http.Serv
 func (s *server) agentHandler(guard *guard) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if no := guard.check(r); no != nil {
-			no.write(w)
+			no.write(w, r.URL.Path)
 			return
 		}
 		s.forwarder.ServeHTTP(w, r)

@@ -21,6 +21,7 @@ import (
 // TestNoIdentity is T025 at the start: without a Workload API the endpoint is
 // there, says what is missing, and opens no connection to the broker.
 func TestNoIdentity(t *testing.T) {
+	t.Parallel()
 	ca := must(spiffetest.NewCA(domain.Name()))(t)
 	broker := startBroker(t, ca, brokerID)
 	socket := filepath.Join(shortDir(t), "api.sock")
@@ -31,6 +32,13 @@ func TestNoIdentity(t *testing.T) {
 		refused(t, answer, body, http.StatusServiceUnavailable, "NoIdentity")
 		if took := time.Since(began); took > 500*time.Millisecond {
 			t.Errorf("%s was answered after %s", target, took)
+		}
+	}
+	// kubectl would print a text of its own for the discovery calls it begins with.
+	for target, warned := range map[string]bool{"/api": true, "/apis": true, "/version": true, "/openapi/v3": true, "/api/v1": false, "/api/v1/pods": false} {
+		answer, _ := r.get(target)
+		if warning := answer.Header.Get("Warning"); strings.HasPrefix(warning, `299 taskgate "[taskgate:NoIdentity] `) != warned {
+			t.Errorf("%s: warning %q", target, warning)
 		}
 	}
 	for _, state := range []string{"ready", "startup"} {
@@ -65,6 +73,7 @@ func TestNoIdentity(t *testing.T) {
 // TestExpiry is T025 later on: the Workload API dies, the SVID held serves to its
 // end and not a moment longer, watches included; when the API is back so are we.
 func TestExpiry(t *testing.T) {
+	t.Parallel()
 	ca := must(spiffetest.NewCA(domain.Name()))(t)
 	broker := startBroker(t, ca, brokerID)
 	const ttl = 3 * time.Second
@@ -217,6 +226,32 @@ func TestRotation(t *testing.T) {
 	}
 	watch.Body.Close()
 	<-closed
+}
+
+// TestBrokerRotation shows that calls do not meet the end of the broker's SVID,
+// of which the sidecar is not told: connections are replaced half way to it.
+func TestBrokerRotation(t *testing.T) {
+	t.Parallel()
+	ca := must(spiffetest.NewCA(domain.Name()))(t)
+	broker := startBroker(t, ca, brokerID)
+	api := newWorkloadAPI(t, issue(t, ca, agentID, time.Hour))
+	const ttl = 3 * time.Second
+	broker.api.Server.Close()
+	renewing := must(ca.ServeTTL(t.Context(), broker.api.socket, ttl, brokerID))(t)
+	defer renewing.Close()
+	eventually(t, "the broker has a short SVID", func() bool {
+		return time.Until(must(broker.source.GetX509SVID())(t).Certificates[0].NotAfter) < ttl+time.Second
+	})
+	r := start(t, newConfig(t, broker.address, api.address))
+	r.waitReady()
+	for began := time.Now(); time.Since(began) < 3*ttl; time.Sleep(time.Millisecond) {
+		if answer, body := r.do(r.request("POST", "/api/v1/namespaces/shop/pods", "{}")); answer.StatusCode != http.StatusOK {
+			t.Fatalf("after %s: %d %s", time.Since(began), answer.StatusCode, body)
+		}
+	}
+	if n := broker.connections(); n < 3 || n > 30 {
+		t.Errorf("%d connections", n)
+	}
 }
 
 // TestIdentityExpiredAnswer is the sidecar's half of T010: after the broker said

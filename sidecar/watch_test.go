@@ -38,14 +38,14 @@ func (b *fakeBroker) events(tick <-chan struct{}) {
 // the next one exists, for watches and followed logs, over both protocols.
 func TestWatchIsNotHeldBack(t *testing.T) {
 	s := newStack(t)
-	tick := make(chan struct{})
-	s.broker.events(tick)
 	for _, target := range []string{
 		"/api/v1/pods?watch=true", "/api/v1/pods?watch=1&resourceVersion=5", "/api/v1/pods?resourceVersion=5&watch=", "/api/v1/pods?watch",
 		"/api/v1/namespaces/shop/pods/web-0/log?follow=true",
 	} {
 		for _, protocol := range []string{"h2", "http/1.1"} {
 			t.Run(target+" "+protocol, func(t *testing.T) {
+				tick := make(chan struct{}) // of this watch alone
+				s.broker.events(tick)
 				client := &http.Client{Transport: must(clientTransport(s.restConfig(), protocol))(t)}
 				defer client.CloseIdleConnections()
 				ctx, cancel := context.WithCancel(t.Context())
@@ -156,15 +156,22 @@ func TestClientGo(t *testing.T) {
 // TestShutdown ends calls in order: a call under way ends, a watch is cut at once,
 // a call that does not end is cut after the grace.
 func TestShutdown(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, func(c *sidecar.Config) { c.Grace = 2 * time.Second })
-	began := make(chan struct{}, 3)
+	began := make(chan struct{}, 4)
 	release := make(chan struct{})
 	s.broker.handle(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, "{}\n")
+		if r.Method == http.MethodGet {
+			io.WriteString(w, "{}\n")
+		}
 		if r.URL.RawQuery == "watch=1" {
 			http.NewResponseController(w).Flush()
 		}
 		began <- struct{}{}
+		if r.URL.Path == "/write" {
+			<-r.Context().Done()
+			return
+		}
 		if r.URL.Path == "/short" {
 			<-release
 			return
@@ -178,10 +185,10 @@ func TestShutdown(t *testing.T) {
 	}
 	ends := map[string]chan end{}
 	var stopped time.Time
-	for _, target := range []string{"/short", "/watch?watch=1", "/endless"} {
+	for target, method := range map[string]string{"/short": "GET", "/watch?watch=1": "GET", "/endless": "GET", "/write": "DELETE"} {
 		ends[target] = make(chan end, 1)
 		go func() {
-			answer, err := s.client.Do(s.request("GET", target, ""))
+			answer, err := s.client.Do(s.request(method, target, ""))
 			var body []byte
 			if err == nil {
 				body, err = io.ReadAll(answer.Body)
@@ -194,7 +201,8 @@ func TestShutdown(t *testing.T) {
 	stopped = time.Now()
 	done := make(chan error, 1)
 	go func() { done <- s.stop() }()
-	if watch := <-ends["/watch?watch=1"]; watch.err == nil || watch.took > time.Second {
+	// It may not even have begun for the agent.
+	if watch := <-ends["/watch?watch=1"]; watch.err == nil && !strings.Contains(watch.body, "[taskgate:NotReady]") || watch.took > time.Second {
 		t.Errorf("the watch: %+v", watch)
 	}
 	if _, err := sidecar.Probe(t.Context(), s.config.Health, "ready"); err == nil || !strings.Contains(err.Error(), "shutting down") {
@@ -206,6 +214,9 @@ func TestShutdown(t *testing.T) {
 	}
 	if endless := <-ends["/endless"]; endless.took < 2*time.Second || endless.took > 4*time.Second {
 		t.Errorf("the endless call: %+v", endless)
+	}
+	if write := <-ends["/write"]; !strings.Contains(write.body, "[taskgate:NotReady]") || !strings.Contains(write.body, `{"reason":"OutcomeUnknown"}`) {
+		t.Errorf("the write: %+v", write)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
