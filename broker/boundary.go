@@ -73,18 +73,23 @@ func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // parse reads the request. The deadline holds for the body only: an answer may
-// take as long as it likes.
+// take as long as it likes. It stays for what is left of a refused body.
 func (x *exchange) parse() *refusal {
 	control := http.NewResponseController(x.w)
 	if x.r.Body != http.NoBody {
 		_ = control.SetReadDeadline(time.Now().Add(bodyDeadline)) // cannot fail on the server's own writers
-		defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	}
+	if x.r.ProtoMajor == 1 && len(x.r.TransferEncoding) > 0 {
+		// net/http does not tell whether there was a Content-Length too. Then the
+		// connection must not go on (RFC 9112, section 6.3).
+		x.w.Header().Set("Connection", "close")
 	}
 	parsed, refused := x.b.parser.Parse(x.r)
 	x.request = parsed
 	if refused != nil {
 		return notUnderstood(refused)
 	}
+	_ = control.SetReadDeadline(time.Time{})
 	return nil
 }
 

@@ -32,7 +32,7 @@ func refuse(reason authz.Reason, cause string, status int, format string, args .
 }
 
 func notUnderstood(r *request.Refusal) *refusal {
-	return &refusal{reason: r.Reason, cause: r.Cause, status: r.Status, text: r.Text}
+	return &refusal{reason: r.Reason, cause: r.Cause, status: r.Status, text: r.Text, close: r.Status == http.StatusRequestTimeout}
 }
 
 // unavailable are refusals that may heal by themselves.

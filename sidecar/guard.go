@@ -36,6 +36,9 @@ func (g *guard) check(r *http.Request) *refusal {
 	if !g.hostAllowed(r.Host) {
 		return &refusal{code: http.StatusMisdirectedRequest, reason: reasonBadHeader, what: "the Host of this request is not a name of this endpoint", next: "use the server address in $KUBECONFIG"}
 	}
+	if len(r.Header.Values("Content-Length")) > 1 { // net/http refuses it in HTTP/1.1 only
+		return &refusal{code: http.StatusBadRequest, reason: reasonBadHeader, what: "the body has more than one length", next: askPlainly}
+	}
 	if name := browserHeader(r.Header); name != "" {
 		return &refusal{code: http.StatusForbidden, reason: reasonBadHeader, what: "requests of web pages are not served (header " + name + ")", next: askPlainly}
 	}

@@ -149,6 +149,11 @@ func (s *server) agentHandler(guard *guard) http.Handler {
 			no.write(w, r.URL.Path)
 			return
 		}
+		if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+			// net/http does not tell whether there was a Content-Length too. Then the
+			// connection must not go on (RFC 9112, section 6.3).
+			w.Header().Set("Connection", "close")
+		}
 		s.forwarder.ServeHTTP(w, r)
 	})
 }

@@ -26,6 +26,9 @@ func judgeHead(r *http.Request) *Refusal {
 			return refuse(authz.BadHeader, "Impersonate", "impersonation is not for agents: drop --as and the header %s", truncate(name))
 		}
 	}
+	if len(r.Header.Values("Content-Length")) > 1 { // net/http refuses it in HTTP/1.1 only
+		return refuse(authz.BadHeader, "ContentLength", "the body has more than one length")
+	}
 	if refusal := judgeUpgrade(r); refusal != nil {
 		return refusal
 	}

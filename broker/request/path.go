@@ -36,11 +36,7 @@ func canonicalPath(target string) (string, *Refusal) {
 	if path == "/" {
 		return path, nil
 	}
-	segments := strings.Split(path[1:], "/")
-	if len(segments) > maxSegments {
-		return "", refuse(authz.BadPath, "Length", "the path has more than %d segments", maxSegments)
-	}
-	for _, segment := range segments {
+	for segment := range strings.SplitSeq(path[1:], "/") {
 		if segment == "" || segment == "." || segment == ".." {
 			return "", refuse(authz.BadPath, "Segment", "the path holds an empty segment, . or .., or ends in /")
 		}
@@ -57,7 +53,14 @@ func (p *Parser) resolve(method, path string, query url.Values) (*apirequest.Req
 	if err != nil {
 		return nil, refuse(authz.BadPath, "Unresolved", "the path cannot be resolved")
 	}
-	if info.IsResourceRequest && pathOf(info) != path {
+	beyond := info.IsResourceRequest && pathOf(info) != path
+	if beyond && info.Subresource == "proxy" { // the rest of the path is for the proxied server
+		return nil, refuse(authz.PolicyDenied, "Proxy", "what nodes, pods and services serve themselves is not reached through taskgate").as(http.StatusForbidden)
+	}
+	if strings.Count(path, "/") > maxSegments {
+		return nil, refuse(authz.BadPath, "Length", "the path has more than %d segments", maxSegments)
+	}
+	if beyond {
 		return nil, refuse(authz.BadPath, "Unresolved", "the path goes on behind what it names")
 	}
 	return info, nil
