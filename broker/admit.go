@@ -53,7 +53,9 @@ func (x *exchange) admit() (*admission, *refusal) {
 	if x.request.Call.Verb.Mutates() {
 		if err := a.intent.Wait(x.r.Context()); err != nil {
 			x.complete(a, nil, nil, outcomeNotSent)
-			return nil, x.denied(x.unrecorded(err))
+			unrecorded := x.unrecorded(err)
+			unrecorded.concluded = true
+			return nil, x.denied(unrecorded)
 		}
 	}
 	a.granted = true

@@ -53,6 +53,7 @@ func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.ProtoMajor == 1 {
 		x.conn.unread.Add(-1)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // that of a call that was cut before on this connection
 	}
 	if refused := x.conn.identify(x.started); refused != nil {
 		x.refuse(refused)

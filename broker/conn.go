@@ -20,7 +20,10 @@ type agentConn struct {
 	peer  *identity.Peer
 	pin   *authz.Pin
 	agent string // SPIFFE ID
-	svid  string // SHA-256 of the leaf certificate, in hexadecimal
+	// ends is when the SVID of one of the two ends expires. The sidecar closes the
+	// connection then, so the broker has to tell what is on it before.
+	ends time.Time
+	svid string // SHA-256 of the leaf certificate, in hexadecimal
 	// unread counts requests that began to arrive and have not reached the
 	// handler; on HTTP/1.1 one that never does was malformed.
 	unread atomic.Int32
@@ -40,7 +43,10 @@ func (b *boundary) connContext(ctx context.Context, raw net.Conn) context.Contex
 		return ctx
 	}
 	leaf := peer.LeafSHA256()
-	known := &agentConn{peer: peer, pin: b.index.Pin(peer.ID()), agent: peer.ID().String(), svid: hex.EncodeToString(leaf[:])}
+	known := &agentConn{peer: peer, pin: b.index.Pin(peer.ID()), agent: peer.ID().String(), svid: hex.EncodeToString(leaf[:]), ends: peer.NotAfter()}
+	if own, err := b.identity.GetX509SVID(); err == nil && own.Certificates[0].NotAfter.Before(known.ends) {
+		known.ends = own.Certificates[0].NotAfter
+	}
 	b.conns.Store(raw, known)
 	return context.WithValue(ctx, connKey{}, known)
 }

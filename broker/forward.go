@@ -24,6 +24,7 @@ import (
 const (
 	outcomeNotSent = "not-sent"              // nothing left the broker
 	outcomeUnknown = recorder.OutcomeUnknown // it was sent, and what became of it is not known
+	outcomeKept    = "withheld"              // the cluster answered, and the agent saw nothing of it
 	outcomeCut     = "cut"                   // the answer was ended before its end
 	outcomeGone    = "client-gone"           // the agent left before the end of the answer
 )
@@ -35,6 +36,7 @@ func (x *exchange) forward(a *admission) {
 	if x.request.Live {
 		live, done := x.b.live.add(x)
 		defer done()
+		defer x.unstick(live)()
 		ctx = live
 	}
 	response, err := x.b.upstream.send(ctx, a, x.r.Header)
@@ -46,7 +48,7 @@ func (x *exchange) forward(a *admission) {
 	// The fsync of a read hides under the call upstream; from here on nothing
 	// leaves before it is done.
 	if err := a.intent.Wait(ctx); err != nil {
-		x.complete(a, nil, nil, outcomeNotSent)
+		x.complete(a, response, nil, outcomeKept)
 		x.answer(x.unrecorded(err))
 		return
 	}
@@ -132,7 +134,7 @@ func (x *exchange) relay(ctx context.Context, a *admission, response *http.Respo
 	x.warn(header)
 	if x.request.Live {
 		if err := x.opened(response); err != nil {
-			x.complete(a, nil, nil, outcomeNotSent)
+			x.complete(a, response, nil, outcomeKept)
 			x.answer(x.unrecorded(err))
 			return
 		}

@@ -20,7 +20,10 @@ type check struct {
 // and every call read them without waiting.
 type health struct {
 	checks []check
-	state  atomic.Pointer[[]finding]
+	// warning is what operators should know although the broker is ready; "" if
+	// there is nothing.
+	warning func() string
+	state   atomic.Pointer[[]finding]
 	// gate names the checks without which calls are refused at once. The others
 	// refuse by themselves, with reasons of their own.
 	gate []string
@@ -99,6 +102,9 @@ func (h *health) readyz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.URL.Query().Has("verbose") {
+		if warning := h.warning(); warning != "" {
+			fmt.Fprintf(&text, "[!]%s\n", warning)
+		}
 		fmt.Fprint(w, text.String())
 	}
 	fmt.Fprintln(w, "ok")

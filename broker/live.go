@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"time"
 
@@ -49,9 +50,28 @@ func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 	}
 }
 
+// farewellTime is what a call that was cut has to say so.
+const farewellTime = 5 * time.Second
+
+// unstick bounds the time that a write may take once the call has to end: an
+// agent that does not read must not keep it open. The function it returns has to
+// be called before the handler ends.
+func (x *exchange) unstick(ctx context.Context) (release func()) {
+	finished := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(finished)
+		_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(farewellTime)) // cannot fail on the server's own writers
+	})
+	return func() {
+		if !stop() {
+			<-finished
+		}
+	}
+}
+
 // deadline is the moment a call ends by itself, and why.
 func (x *exchange) deadline() (time.Time, *refusal) {
-	end, reason := x.conn.peer.NotAfter(), expiredIdentity()
+	end, reason := x.conn.ends, expiredIdentity()
 	if g := x.decision.Grant; g != nil && g.End().Before(end) {
 		over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
 		end, reason = g.End(), undecided(&over, &x.request.Call)

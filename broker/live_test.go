@@ -289,7 +289,7 @@ func TestReviews(t *testing.T) {
 	if len(r.stub.requests()) != 0 {
 		t.Error("the cluster was asked")
 	}
-	if records := of(r.recorded(), who.header.Get("Audit-Id")); len(records) != 1 || records[0].Annotations[recorder.AnnotationDecision] != "allow" {
+	if records := of(r.recorded(), who.header.Get("Audit-Id")); len(records) != 2 || records[1].Annotations[recorder.AnnotationDecision] != "allow" {
 		t.Errorf("records: %+v", records)
 	}
 }

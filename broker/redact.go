@@ -3,6 +3,7 @@ package broker
 import (
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/taskgate/taskgate/broker/request"
@@ -14,12 +15,30 @@ const masked = "[redacted]"
 // concernsSecrets reports whether a call is about Secrets, so that neither
 // bodies nor hashes of them may be kept: a hash of a short value gives it away.
 func concernsSecrets(r *request.Request) bool {
-	return r.Call.Group == "" && r.Call.Resource == "secrets" || isSecret(r.Object)
+	return r.Call.Group == "" && r.Call.Resource == "secrets" || holdsSecret(r.Object)
 }
 
-func isSecret(object any) bool {
-	fields, _ := object.(map[string]any)
-	return fields["kind"] == "Secret"
+// holdsSecret finds Secrets at any depth: in lists, and in whatever is sent under
+// the name of something else.
+func holdsSecret(value any) bool {
+	switch value := value.(type) {
+	case map[string]any:
+		if isSecret(value) {
+			return true
+		}
+		for _, below := range value {
+			if holdsSecret(below) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(value, holdsSecret)
+	}
+	return false
+}
+
+func isSecret(fields map[string]any) bool {
+	return fields["kind"] == "Secret" || fields["kind"] == "SecretList"
 }
 
 // requestObject is the body of a mutation as it is recorded: whole, but without
@@ -28,11 +47,35 @@ func requestObject(r *request.Request) (json.RawMessage, error) {
 	if r.Object == nil {
 		return nil, nil
 	}
-	kept := r.Object
-	if concernsSecrets(r) {
-		kept = redactSecret(kept)
+	if r.Call.Group == "" && r.Call.Resource == "secrets" {
+		return json.Marshal(redactSecret(r.Object))
 	}
-	return json.Marshal(kept)
+	return json.Marshal(redactWithin(r.Object))
+}
+
+// redactWithin redacts the Secrets in a value, and leaves the value itself alone.
+func redactWithin(value any) any {
+	if !holdsSecret(value) {
+		return value
+	}
+	switch value := value.(type) {
+	case map[string]any:
+		if isSecret(value) {
+			return redactSecret(value)
+		}
+		kept := make(map[string]any, len(value))
+		for field, below := range value {
+			kept[field] = redactWithin(below)
+		}
+		return kept
+	case []any:
+		kept := make([]any, 0, len(value))
+		for _, below := range value {
+			kept = append(kept, redactWithin(below))
+		}
+		return kept
+	}
+	return masked
 }
 
 // redactSecret keeps of a Secret, or of a patch of one, only what cannot hold a

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -23,6 +24,8 @@ type refusal struct {
 	status int    // HTTP status
 	text   string // what is wrong and what to do next
 	close  bool   // the connection is of no more use
+	// concluded says that the outcome of the call is on record already.
+	concluded bool
 }
 
 func (r *refusal) Error() string { return "[taskgate:" + string(r.reason) + "] " + r.text }
@@ -134,6 +137,15 @@ func qualified(c *authz.Call) string {
 // refuse records a no and then says it. If it cannot be recorded, that is what
 // the agent hears instead.
 func (x *exchange) refuse(r *refusal) {
+	if !r.concluded {
+		r = x.conclude(r)
+	}
+	x.b.metrics.refused(r.reason)
+	x.answer(r)
+}
+
+// conclude records a no, and returns what the agent may hear.
+func (x *exchange) conclude(r *refusal) *refusal {
 	x.decision.Verdict = authz.Deny
 	e := x.event(recorder.StageResponseComplete)
 	e.Annotations[recorder.AnnotationReason] = string(r.reason)
@@ -148,24 +160,32 @@ func (x *exchange) refuse(r *refusal) {
 		}
 	}
 	if err := x.record(e); err != nil {
-		r = x.unrecorded(err)
+		return x.unrecorded(err)
 	}
-	x.b.metrics.refused(r.reason)
-	x.answer(r)
+	return r
 }
 
-// record makes an event durable.
+// recordPatience is how long an answer that only says no waits for its record.
+const recordPatience = 10 * time.Second
+
+// record makes an event durable, whether or not somebody still waits for the
+// answer: net/http takes a body that does not arrive for an agent that has left.
 func (x *exchange) record(e *recorder.Event) error {
 	receipt, err := x.b.recorder.Append(e)
 	if err != nil {
 		return err
 	}
-	return receipt.Wait(x.r.Context())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.r.Context()), recordPatience)
+	defer cancel()
+	return receipt.Wait(ctx)
 }
 
-// unrecorded is the no that itself cannot be recorded.
+// unrecorded is the no that itself cannot be recorded. An agent that has left is
+// not waited for, and that is no fault of the recorder.
 func (x *exchange) unrecorded(err error) *refusal {
-	x.b.log.Warn().Err(err).Msg("cannot record; refusing calls")
+	if x.r.Context().Err() == nil {
+		x.b.log.Warn().Err(err).Msg("cannot record; refusing calls")
+	}
 	return unavailable(authz.RecorderUnavailable, "", "nothing can be recorded at the moment, so nothing is allowed. Next: repeat the same command in a minute")
 }
 

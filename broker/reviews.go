@@ -15,13 +15,20 @@ import (
 
 // review answers a call in which the agent asks about itself from the grants, so
 // that kubectl auth can-i tells the truth about calls through the boundary. It is
-// decided and recorded like any other.
+// decided and recorded like any other: intent, then outcome, then the answer.
 func (x *exchange) review() *refusal {
 	if refused := x.decide(); refused != nil {
 		return refused
 	}
-	var answer any
+	e := x.event(recorder.StageRequestReceived)
 	var err error
+	if e.RequestObject, err = requestObject(x.request); err != nil {
+		return x.invariant("a body that was decoded cannot be encoded")
+	}
+	if _, err := x.b.recorder.Append(e); err != nil {
+		return x.unrecorded(err)
+	}
+	var answer any
 	switch x.request.Call.Resource {
 	case "selfsubjectaccessreviews":
 		answer, err = reviewAs(x, x.accessReview)
@@ -33,10 +40,7 @@ func (x *exchange) review() *refusal {
 	if err != nil {
 		return x.denied(refuse(authz.BadBody, "Review", http.StatusBadRequest, "the review cannot be read: %v", err))
 	}
-	e := x.event(recorder.StageResponseComplete)
-	if e.RequestObject, err = requestObject(x.request); err != nil {
-		return x.invariant("a body that was decoded cannot be encoded")
-	}
+	e = x.event(recorder.StageResponseComplete)
 	e.ResponseStatus = &recorder.ResponseStatus{Code: http.StatusCreated}
 	if err := x.record(e); err != nil {
 		return x.unrecorded(err)

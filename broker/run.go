@@ -149,6 +149,12 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 			{"cluster", kinds.ready}, {"recorder", records.Ready},
 		},
 		gate: []string{"admission-policies", "cluster"},
+		warning: func() string {
+			if warning := records.Status().Warning; warning != nil {
+				return warning.Error()
+			}
+			return ""
+		},
 	}
 	b.ready = checks.serving
 	b.registerGauges()
@@ -305,7 +311,7 @@ func (b *boundary) probeServer(checks *health) *http.Server {
 
 // report logs when the broker becomes ready and why it is not.
 func (b *boundary) report(ctx context.Context, checks *health) {
-	last := "?"
+	last, warned := "?", ""
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for {
@@ -315,6 +321,11 @@ func (b *boundary) report(ctx context.Context, checks *health) {
 				b.log.Info().Msg("ready")
 			} else {
 				b.log.Warn().Str("waiting for", now).Msg("not ready")
+			}
+		}
+		if warning := checks.warning(); warning != warned {
+			if warned = warning; warning != "" {
+				b.log.Warn().Msg(warning)
 			}
 		}
 		select {

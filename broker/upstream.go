@@ -60,6 +60,11 @@ func newUpstream(config *rest.Config) (*upstream, error) {
 	return &upstream{base: base, short: short, live: live, close: func() { closeShort(); closeLive() }}, nil
 }
 
+// answerTimeout is how long the cluster may take to begin an answer, before its
+// connection is taken for lost. The API server itself gives up after a minute
+// (--request-timeout), except on calls that go on, which have pings instead.
+const answerTimeout = 70 * time.Second
+
 // newTransport makes a transport of one protocol. The credential is put on by
 // client-go (which reads a rotated token file again); behind it, as the last
 // thing before the wire, stands the hop.
@@ -68,9 +73,10 @@ func newTransport(config *rest.Config, http2 bool) (http.RoundTripper, func(), e
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the TLS settings of the cluster: %w", err)
 	}
+	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
 	transport := &http.Transport{
 		TLSClientConfig:     tlsConfig,
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:         dialer.DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
 		DisableCompression:  true, // the agent's Accept-Encoding goes through
 		MaxIdleConnsPerHost: 256,
@@ -80,6 +86,9 @@ func newTransport(config *rest.Config, http2 bool) (http.RoundTripper, func(), e
 		Protocols:           new(http.Protocols),
 		// A connection whose other end is gone is found within half a minute.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+	}
+	if !http2 {
+		transport.ResponseHeaderTimeout = answerTimeout
 	}
 	transport.Protocols.SetHTTP1(!http2)
 	transport.Protocols.SetHTTP2(http2)

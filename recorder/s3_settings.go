@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/lifecycle"
 )
 
 // Settings implements Store.
@@ -64,17 +65,30 @@ func (s *S3) noncurrent(ctx context.Context) (time.Duration, error) {
 	return shortest, nil
 }
 
-// excess tries to lift the legal hold of an object that does not exist. A
-// credential that may not is denied before the store looks for the object.
+// excess tries to lift the legal hold of an object that does not exist, and to
+// set lifecycle rules that no store takes. A credential that may not is denied
+// before the store looks at the object or the rules.
 func (s *S3) excess(ctx context.Context) ([]string, error) {
 	off := minio.LegalHoldDisabled
-	err := storeError(s.core.PutObjectLegalHold(ctx, s.bucket, journalPrefix+"none", minio.PutObjectLegalHoldOptions{Status: &off}))
-	switch {
-	case errors.Is(err, ErrDenied):
-		return nil, nil
-	case err == nil || errors.Is(err, ErrRefused):
-		return []string{"lift legal holds (s3:PutObjectLegalHold)"}, nil
-	default:
-		return nil, fmt.Errorf("trying whether the credential may lift legal holds: %w", err)
+	hold := s.core.PutObjectLegalHold(ctx, s.bucket, journalPrefix+"none", minio.PutObjectLegalHoldOptions{Status: &off})
+	rules := lifecycle.NewConfiguration()
+	rules.Rules = []lifecycle.Rule{{ID: "taskgate-try", Status: "Invalid"}}
+	rule := s.core.SetBucketLifecycle(ctx, s.bucket, rules)
+	if absent(rule) {
+		rule = ErrDenied // there are no such rules
 	}
+	var excess []string
+	for _, try := range []struct {
+		may string
+		err error
+	}{{"lift legal holds (s3:PutObjectLegalHold)", hold}, {"change lifecycle rules (s3:PutLifecycleConfiguration)", rule}} {
+		switch err := storeError(try.err); {
+		case errors.Is(err, ErrDenied):
+		case err == nil || errors.Is(err, ErrRefused):
+			excess = append(excess, try.may)
+		default:
+			return nil, fmt.Errorf("trying whether the credential may %s: %w", try.may, err)
+		}
+	}
+	return excess, nil
 }

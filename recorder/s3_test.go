@@ -143,7 +143,7 @@ func TestS3Settings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !got.Versioning || !got.ObjectLock || got.DefaultMode != "GOVERNANCE" || got.Noncurrent != 30*24*time.Hour || len(got.Excess) != 1 || got.ServerTime.IsZero() {
+	if !got.Versioning || !got.ObjectLock || got.DefaultMode != "GOVERNANCE" || got.Noncurrent != 30*24*time.Hour || len(got.Excess) != 2 || got.ServerTime.IsZero() {
 		t.Errorf("got %+v", got)
 	}
 

@@ -55,7 +55,7 @@ func (p *Parser) resolve(method, path string, query url.Values) (*apirequest.Req
 	}
 	beyond := info.IsResourceRequest && pathOf(info) != path
 	if beyond && info.Subresource == "proxy" { // the rest of the path is for the proxied server
-		return nil, refuse(authz.PolicyDenied, "Proxy", "what nodes, pods and services serve themselves is not reached through taskgate").as(http.StatusForbidden)
+		return nil, refuse(authz.PolicyDenied, "Proxy", "what nodes, pods and services serve themselves is never reached through taskgate, whatever a grant says. Next: do without it. Retrying changes nothing").as(http.StatusForbidden)
 	}
 	if strings.Count(path, "/") > maxSegments {
 		return nil, refuse(authz.BadPath, "Length", "the path has more than %d segments", maxSegments)
