@@ -3,6 +3,7 @@ package recorder
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
 // sealer moves the records of one stream from its spool to the bucket. It
@@ -29,6 +31,11 @@ type sealer struct {
 	open    map[string]struct{}
 	bundle  archivedBundle
 	touched time.Time // when the last manifest was stored
+	// signed is the SVID of the last signature, and the trust bundle it named.
+	signed struct {
+		svid  *x509svid.SVID
+		trust string
+	}
 }
 
 // errEnough ends a scan.
@@ -192,14 +199,8 @@ func (s *sealer) signature(ctx context.Context, p *pending) ([]byte, error) {
 	if p.Signed != "" && now.Sub(p.Manifest.Time.Time) < s.config.AgeLimit {
 		return []byte(p.Signed), nil
 	}
-	svid, err := s.config.Identity.GetX509SVID()
+	svid, err := s.signer(ctx, now)
 	if err != nil {
-		return nil, fmt.Errorf("signing a manifest: %w", err)
-	}
-	if leaf := svid.Certificates[0]; now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
-		return nil, fmt.Errorf("signing a manifest: the SVID is valid from %s to %s, and such a signature would never count", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
-	}
-	if err := s.archiveBundle(ctx, svid.ID.TrustDomain()); err != nil {
 		return nil, err
 	}
 	if p.Signed != "" && s.unknown {
@@ -211,7 +212,33 @@ func (s *sealer) signature(ctx context.Context, p *pending) ([]byte, error) {
 		return nil, err
 	}
 	p.Signed = string(signed)
+	s.signed.svid, s.signed.trust = svid, s.bundle.hash
 	return signed, s.saveState(ctx)
+}
+
+// signer returns the SVID to sign with, and archives the bundle to be named. The
+// first manifest that names another bundle is signed as the one before it, if
+// that SVID is valid still: who trusts that one can follow, even if the bundle and
+// our SVID changed at the same time.
+func (s *sealer) signer(ctx context.Context, now time.Time) (*x509svid.SVID, error) {
+	svid, err := s.config.Identity.GetX509SVID()
+	if err != nil {
+		return nil, fmt.Errorf("signing a manifest: %w", err)
+	}
+	if leaf := svid.Certificates[0]; !validAt(leaf, now) {
+		return nil, fmt.Errorf("signing a manifest: the SVID is valid from %s to %s, and such a signature would never count", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
+	}
+	if err := s.archiveBundle(ctx, svid.ID.TrustDomain()); err != nil {
+		return nil, err
+	}
+	if last := s.signed.svid; last != nil && s.signed.trust != s.bundle.hash && validAt(last.Certificates[0], now) {
+		return last, nil
+	}
+	return svid, nil
+}
+
+func validAt(certificate *x509.Certificate, now time.Time) bool {
+	return !now.Before(certificate.NotBefore) && !now.After(certificate.NotAfter)
 }
 
 // put stores one object, however often that must be tried.

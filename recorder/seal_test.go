@@ -186,6 +186,25 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestRotationAtOnce: the workload may see the new bundle and an SVID of the new
+// authority in one update.
+func TestRotationAtOnce(t *testing.T) {
+	f := newFixture(t)
+	r := f.open()
+	f.calls(r, 2)
+	f.sealed(r)
+	_, second := recordertest.NewIdentity(t)
+	both := f.ca.Bundle()
+	both.AddX509Authority(second.Bundle().X509Authorities()[0])
+	f.identity.Rotate(f, second, spiffetest.Leaf{ID: recordertest.BrokerID()}, both)
+	f.calls(r, 2)
+	f.sealed(r)
+	f.identity.Trust(second.Bundle())
+	f.calls(r, 2)
+	f.close(r)
+	f.proven(f.store, 12, "closed")
+}
+
 func has(findings []recorder.Finding, reason recorder.Reason) bool {
 	for _, finding := range findings {
 		if finding.Reason == reason {

@@ -44,12 +44,26 @@ func NewIdentity(test testing.TB) (*Identity, *spiffetest.CA) {
 // Issue replaces the SVID.
 func (i *Identity) Issue(test testing.TB, ca *spiffetest.CA, leaf spiffetest.Leaf) {
 	test.Helper()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.issue(test, ca, leaf)
+}
+
+// Rotate replaces SVID and trust bundle at the same time.
+func (i *Identity) Rotate(test testing.TB, ca *spiffetest.CA, leaf spiffetest.Leaf, bundle *x509bundle.Bundle) {
+	test.Helper()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.issue(test, ca, leaf)
+	i.bundle = bundle
+}
+
+func (i *Identity) issue(test testing.TB, ca *spiffetest.CA, leaf spiffetest.Leaf) {
+	test.Helper()
 	svid, err := ca.Issue(leaf)
 	if err != nil {
 		test.Fatal(err)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
 	i.svid = svid
 }
 
