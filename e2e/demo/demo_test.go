@@ -48,6 +48,7 @@ func TestChecks(t *testing.T) {
 		t.Fatalf("%v\n%s", err, &screenshot)
 	}
 	checkStable(t, screenshot.String())
+	checkReadme(t, screenshot.String())
 	checkNames(t, values(bed))
 	if err := replay(t, tape.takes, bed); err != nil {
 		t.Fatalf("the same answers again: %v", err)
@@ -146,6 +147,29 @@ func (r *replaying) watch(_ context.Context, who role, line string, meanwhile fu
 		err = meanwhile(t.before)
 	}
 	return t.result, err
+}
+
+// checkReadme looks for what the README shows of the demo: all of it has to be in
+// the output, in the same order.
+func checkReadme(t *testing.T, output string) {
+	t.Helper()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, _ := strings.Cut(string(readme), "```demo\n")
+	shown, _, found := strings.Cut(shown, "```")
+	if !found || shown == "" {
+		t.Fatal("the README shows nothing of the demo")
+	}
+	for line := range strings.Lines(shown) {
+		_, rest, found := strings.Cut(output, line)
+		if !found {
+			t.Errorf("the README shows a line that the demo does not print there: %s", line)
+			continue
+		}
+		output = rest
+	}
 }
 
 // checkNames looks for names in command lines that nothing keeps.
