@@ -165,3 +165,19 @@ func BenchmarkDecide(b *testing.B) {
 		})
 	}
 }
+
+// TestDecideAllocates nothing, whatever the answer is.
+func TestDecideAllocates(t *testing.T) {
+	w := world{policies: []*authz.Policy{shop()}, grants: []*authz.Grant{grant("g", rule("get,list,watch,delete", "shop", "", "pods,pods/log,services,namespaces"))}}
+	pin := w.index(t).Pin(spiffeid.RequireFromString(alpha))
+	for _, text := range []string{"get shop:pods web-0", "get other:pods web-0", "delete shop:pods web-0", "get shop:secrets x"} {
+		c := call(text)
+		var d authz.Decision
+		if n := testing.AllocsPerRun(100, func() {
+			set, _ := pin.Set()
+			d = authz.Decide(authz.Question{Set: set, Call: c, Now: noon, FreshUntil: noon.Add(time.Second)})
+		}); n != 0 {
+			t.Errorf("%s: %v allocations for %v %s", text, n, d.Verdict, d.Reason)
+		}
+	}
+}

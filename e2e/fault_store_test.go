@@ -27,6 +27,7 @@ const faultAge = 6 * time.Second
 
 // TestFaultStore takes the bucket away, or its safety, once with each store.
 func TestFaultStore(t *testing.T) {
+	t.Parallel()
 	type part struct {
 		name string
 		test func(*testing.T, *faultBed, *faultS3)

@@ -39,6 +39,8 @@ func goBuild(ctx context.Context, module, folder string, race bool, packages ...
 	command := exec.CommandContext(ctx, "go", append(arguments, packages...)...)
 	command.Dir = module
 	command.Env = append(os.Environ(), cgo, "GOWORK=off")
+	// Interrupted, the go command takes its temporary files away.
+	command.Cancel, command.WaitDelay = func() error { return command.Process.Signal(os.Interrupt) }, 30*time.Second
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %v in %s: %w\n%s", packages, module, err, output)
 	}

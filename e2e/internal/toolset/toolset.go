@@ -94,6 +94,8 @@ func (b *Builder) build(ctx context.Context, name string, tool tool, plan plan) 
 	command := exec.CommandContext(ctx, "go", "build", "-o", temporary, "-ldflags", plan.linkerFlags, tool.source)
 	command.Dir = plan.module
 	command.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=readonly -buildvcs=false", cgoSetting(tool))
+	// Interrupted, the go command takes its temporary files away.
+	command.Cancel, command.WaitDelay = func() error { return command.Process.Signal(os.Interrupt) }, 30*time.Second
 	if output, err := command.CombinedOutput(); err != nil {
 		b.say("failed\n")
 		return fmt.Errorf("building %s in %s: %w\n%s", name, plan.module, err, lastLines(string(output)))
