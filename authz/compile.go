@@ -59,8 +59,14 @@ func (x *Index) compile(agent spiffeid.ID) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	var held []*grantRow
+	var grants []*Grant
 	for row := rows.Next(); row != nil; row = rows.Next() {
-		set.grants = append(set.grants, hold(row.(*grantRow), policies))
+		held = append(held, row.(*grantRow))
+		grants = append(grants, row.(*grantRow).Grant)
+	}
+	for _, row := range held {
+		set.grants = append(set.grants, hold(row, policies, grants))
 	}
 	slices.SortStableFunc(set.grants, byStandingThenEnd)
 	return set, nil
@@ -109,13 +115,16 @@ func waivedByAll(policies map[string]*policyRow, gate string) bool {
 	return len(policies) > 0
 }
 
-func hold(row *grantRow, policies map[string]*policyRow) heldGrant {
+func hold(row *grantRow, policies map[string]*policyRow, siblings []*Grant) heldGrant {
 	held := heldGrant{Grant: row.Grant, rules: row.rules, end: row.End()}
 	var policy *Policy
 	if match := policies[row.Policy]; match != nil {
 		policy, held.budget = match.Policy, match.Budget
 	}
 	held.standing = judge(row.Grant, policy)
+	if held.standing == active && policy.Limits.Exceeded(row.Grant, siblings) != "" {
+		held.standing = refused
+	}
 	return held
 }
 
@@ -129,6 +138,8 @@ func judge(g *Grant, policy *Policy) standing {
 		return expired
 	case g.EndReason == EndBudgetSpent:
 		return spent
+	case g.EndReason == EndLimit:
+		return refused
 	case g.Revoked, g.Deleted, g.EndReason != "":
 		return revoked
 	case !g.Active && g.Pending:
@@ -148,6 +159,7 @@ const (
 	EndBudgetSpent   = "BudgetSpent"
 	EndPolicyChanged = "PolicyChanged"
 	EndSuspended     = "Suspended"
+	EndLimit         = "LimitReached"
 )
 
 // byStandingThenEnd puts active grants first, the earliest end before the others.

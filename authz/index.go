@@ -18,6 +18,8 @@ type Policy struct {
 	Allow     []Rule
 	Gates     []Gate
 	Waive     []string
+	// Limits are about the number of grants.
+	Limits Limits
 	// Budget is what one grant may use up; nil fields do not limit.
 	Budget Budget
 	// Invalid says why the policy cannot be understood; then it grants nothing,
@@ -52,8 +54,8 @@ type Grant struct {
 	ActiveFrom time.Time
 	ExpiresAt  time.Time
 	EndReason  string // why it is over; empty while it is not
-	// EndedAt is when it was written down as over; zero before that. It decides
-	// nothing and only says which of several the agent remembers.
+	// EndedAt is when it was written down as over; zero before that. It says which
+	// of several the agent remembers, and how long the grant counted (Limits).
 	EndedAt time.Time
 }
 

@@ -134,11 +134,12 @@ func (x *exchange) charge(a *admission) *refusal {
 		Mutation: x.request.Call.Verb.Mutates() && !x.request.DryRun,
 	})
 	if err != nil {
-		d.Reason = authz.BudgetSpent
-		if !errors.Is(err, control.ErrSpent) {
+		var spent *control.SpentError
+		if !errors.As(err, &spent) {
 			x.b.log.Warn().Err(err).Str("grant", d.Grant.Name).Msg("cannot reserve a budget")
-			d.Cause = "NotReserved"
+			return unavailable(authz.NotReady, "BudgetNotReserved", "the budget of the grant %s cannot be reserved at the moment. Next: repeat the same command in a few seconds", d.Grant.Name)
 		}
+		d.Reason, d.Cause = authz.BudgetSpent, spent.Budget
 		return undecided(d, &x.request.Call)
 	}
 	a.meter = meter

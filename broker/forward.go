@@ -163,7 +163,9 @@ func (x *exchange) relay(ctx context.Context, a *admission, response *http.Respo
 	}
 	if cut == nil || !x.request.Live {
 		// An answer with a length, or one that is taken for complete at its end:
-		// the agent must see that it is not.
+		// the agent must see that it is not. The header goes first, or a client
+		// would take the answer for none and ask again.
+		_ = http.NewResponseController(x.w).Flush() // the answer is broken off either way
 		panic(http.ErrAbortHandler)
 	}
 	x.farewell(cut, response.Header.Get("Content-Type"), last == '\n')
@@ -222,6 +224,9 @@ func (x *exchange) complete(a *admission, response *http.Response, tally *tally,
 	}
 	if x.decision.Reason != "" {
 		e.Annotations[recorder.AnnotationReason] = string(x.decision.Reason)
+	}
+	if x.decision.Cause != "" {
+		e.Annotations[recorder.AnnotationCause] = x.decision.Cause
 	}
 	if _, err := x.b.recorder.Append(e); err != nil {
 		x.b.log.Warn().Err(err).Str("auditID", x.auditID).Msg("cannot record an outcome; it will be recorded as unknown")

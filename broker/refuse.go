@@ -61,7 +61,7 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 	case authz.GrantRevoked:
 		r.text = fmt.Sprintf("the grant %s allowed you to %s, and %s. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c), ending(d.Grant))
 	case authz.BudgetSpent:
-		r.text = fmt.Sprintf("the budget of the grant %s is spent. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name)
+		r.text = fmt.Sprintf("the budget of the grant %s is spent (%s). Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, d.Cause)
 	case authz.OutsideGrant:
 		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list%s, or ask an operator for a TaskGrant that allows it", does(c), inNamespace(c))
 	case authz.ApprovalRequired:

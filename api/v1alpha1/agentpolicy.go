@@ -161,7 +161,7 @@ type Budget struct {
 	// +kubebuilder:validation:Minimum=0
 	Requests *int64 `json:"requests,omitempty"`
 	// mutations are create, update, patch, delete and deletecollection, dry runs
-	// included. Never overrun, over all replicas.
+	// left out. Never overrun, over all replicas.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Mutations *int64 `json:"mutations,omitempty"`

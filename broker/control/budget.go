@@ -14,9 +14,11 @@ import (
 	"github.com/taskgate/taskgate/authz"
 )
 
-// ErrSpent says that a budget of the grant is used up. Any other error means
+// SpentError says which budget of the grant is used up. Any other error means
 // that it is not known, and the call must be refused all the same.
-var ErrSpent = errors.New("the budget is spent")
+type SpentError struct{ Budget string }
+
+func (e *SpentError) Error() string { return "the budget is spent: " + e.Budget }
 
 // Use is what a call takes out of the budget of its grant.
 type Use struct {
@@ -43,15 +45,15 @@ type Meter struct {
 }
 
 // Charge takes a call out of the budget of the grant that is charged, or returns
-// ErrSpent. Mutations and streams come out of a share that was reserved in the
+// *SpentError. Mutations and streams come out of a share that was reserved in the
 // grant's status before; the meter counts the bytes that follow.
 func (c *Controller) Charge(ctx context.Context, grant *authz.Grant, budget authz.Budget, use Use) (*Meter, error) {
 	m := c.budgets.meter(grant)
 	if limit := budget.BytesOut; limit != nil && m.bytesOut.Load() >= *limit {
-		return nil, fmt.Errorf("%w: bytesOut", ErrSpent)
+		return nil, &SpentError{"bytesOut"}
 	}
 	if requests := m.requests.Add(1); budget.Requests != nil && requests > *budget.Requests {
-		return nil, fmt.Errorf("%w: requests", ErrSpent)
+		return nil, &SpentError{"requests"}
 	}
 	if use.Mutation && budget.Mutations != nil {
 		if err := c.spend(ctx, m, &m.mutations, *budget.Mutations, "mutations", mutationsOf); err != nil {
@@ -79,9 +81,9 @@ func (c *Controller) spend(ctx context.Context, m *Meter, share *int64, limit in
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if *share == 0 {
-		reserved, err := c.reserve(ctx, m, limit, field)
+		reserved, err := c.reserve(ctx, m, limit, what, field)
 		if err != nil {
-			return fmt.Errorf("%w: %s", err, what)
+			return err
 		}
 		*share = reserved
 	}
@@ -91,12 +93,12 @@ func (c *Controller) spend(ctx context.Context, m *Meter, share *int64, limit in
 
 // reserve raises what the grant's status says is used, by compare-and-swap, and
 // returns by how much.
-func (c *Controller) reserve(ctx context.Context, m *Meter, limit int64, field func(*v1alpha1.Usage) *int64) (int64, error) {
+func (c *Controller) reserve(ctx context.Context, m *Meter, limit int64, what string, field func(*v1alpha1.Usage) *int64) (int64, error) {
 	var reserved int64
 	err := c.changeUsage(ctx, m, func(usage *v1alpha1.Usage) error {
 		left := limit - *field(usage)
 		if left <= 0 {
-			return ErrSpent
+			return &SpentError{what}
 		}
 		reserved = shareOf(left)
 		*field(usage) += reserved
@@ -109,9 +111,16 @@ func (c *Controller) reserve(ctx context.Context, m *Meter, limit int64, field f
 // some of it.
 func shareOf(left int64) int64 { return min(8, max(1, left/4)) }
 
+// reserveTimeout bounds one reservation: calls of the same grant wait for it.
+const reserveTimeout = 5 * time.Second
+
+var errReplaced = errors.New("the grant was replaced by another of its name")
+
 // changeUsage changes status.used of the very grant the meter is for. It tries a
 // few times, as other replicas write the same object.
 func (c *Controller) changeUsage(ctx context.Context, m *Meter, change func(*v1alpha1.Usage) error) error {
+	ctx, cancel := context.WithTimeout(ctx, reserveTimeout)
+	defer cancel()
 	var conflict error
 	for attempt := range 10 {
 		grant, err := c.client.getGrant(ctx, m.name)
@@ -119,7 +128,7 @@ func (c *Controller) changeUsage(ctx context.Context, m *Meter, change func(*v1a
 			return fmt.Errorf("reading the grant for its budget: %w", err)
 		}
 		if string(grant.UID) != m.uid {
-			return fmt.Errorf("%w: the grant was replaced", ErrSpent)
+			return errReplaced
 		}
 		if grant.Status.Used == nil {
 			grant.Status.Used = &v1alpha1.Usage{}
@@ -176,7 +185,7 @@ func (b *budgets) giveBack(ctx context.Context) error {
 			usage.Streams -= streams
 			return nil
 		})
-		if err != nil && !apierrors.IsNotFound(err) && !errors.Is(err, ErrSpent) {
+		if err != nil && !apierrors.IsNotFound(err) && !errors.Is(err, errReplaced) {
 			errs = append(errs, err)
 		}
 	}

@@ -20,7 +20,6 @@ const (
 	reasonPolicyMissing = "PolicyMissing"
 	reasonApproval      = "ApprovalPending"
 	reasonOutsidePolicy = "OutsidePolicy"
-	reasonLimit         = "LimitReached"
 )
 
 // Policy turns an AgentPolicy into what package authz decides on. A policy that
@@ -38,6 +37,12 @@ func Policy(object *v1alpha1.AgentPolicy) *authz.Policy {
 			Resources: gate.Resources, Verbs: gate.Verbs, ResourceNames: gate.ResourceNames, When: gate.When,
 			Approvers: max(1, int(gate.Approvers)), Groups: gate.Groups, Hold: gate.Mode == "Hold",
 		})
+	}
+	if spec.Grant.MaxActive != nil {
+		policy.Limits.MaxActive = int(*spec.Grant.MaxActive)
+	}
+	if spec.Grant.PerDay != nil {
+		policy.Limits.PerDay = int(*spec.Grant.PerDay)
 	}
 	switch err := spec.Grant.Approval.Validate(); {
 	case err != nil:

@@ -121,6 +121,9 @@ func (e *evaluation) outcome() outcome {
 		if end := status.ActiveFrom.Add(spec.TTL.Duration); !e.now.Before(end) {
 			return outcome{ended, authz.EndExpired, "it was active until " + end.UTC().Format(time.RFC3339)}
 		}
+		if limit := Policy(e.policy).Limits.Exceeded(Grant(e.grant), e.siblings); limit != "" {
+			return outcome{ended, authz.EndLimit, fmt.Sprintf("the agent was given more grants under the AgentPolicy %q at once than it allows (%s)", e.policy.Name, limit)}
+		}
 		return outcome{active, reasonActive, "until " + status.ExpiresAt.UTC().Format(time.RFC3339)}
 	}
 	return e.admit()
@@ -171,22 +174,22 @@ func abbreviate(lines []string) string {
 
 // admit decides about a grant that lies inside its policy and was never active.
 func (e *evaluation) admit() outcome {
-	limits := &e.policy.Spec.Grant
+	limits, approval := Policy(e.policy).Limits, &e.policy.Spec.Grant.Approval
 	if e.policy.Spec.Suspended {
 		return outcome{waiting, authz.EndSuspended, fmt.Sprintf("the AgentPolicy %q is suspended", e.policy.Name)}
 	}
-	if !limits.Approval.None {
+	if !approval.None {
 		return outcome{waiting, reasonApproval, fmt.Sprintf("waits for %d approvals of %s; approving is not part of this version",
-			limits.Approval.Approvers, strings.Join(limits.Approval.Groups, ", "))}
+			approval.Approvers, strings.Join(approval.Groups, ", "))}
 	}
 	activeNow, today := e.count()
-	if limits.MaxActive != nil && activeNow >= int(*limits.MaxActive) {
-		return outcome{denied, reasonLimit, fmt.Sprintf("the agent holds %d active grants under the AgentPolicy %q, which allows %d (maxActive)",
-			activeNow, e.policy.Name, *limits.MaxActive)}
+	if limits.MaxActive > 0 && activeNow >= limits.MaxActive {
+		return outcome{denied, authz.EndLimit, fmt.Sprintf("the agent holds %d active grants under the AgentPolicy %q, which allows %d (maxActive)",
+			activeNow, e.policy.Name, limits.MaxActive)}
 	}
-	if limits.PerDay != nil && today >= int(*limits.PerDay) {
-		return outcome{denied, reasonLimit, fmt.Sprintf("the agent was given %d grants under the AgentPolicy %q today, which allows %d (perDay)",
-			today, e.policy.Name, *limits.PerDay)}
+	if limits.PerDay > 0 && today >= limits.PerDay {
+		return outcome{denied, authz.EndLimit, fmt.Sprintf("the agent was given %d grants under the AgentPolicy %q today, which allows %d (perDay)",
+			today, e.policy.Name, limits.PerDay)}
 	}
 	return outcome{active, reasonActive, ""}
 }
@@ -196,7 +199,7 @@ func (e *evaluation) admit() outcome {
 func (e *evaluation) count() (activeNow, today int) {
 	midnight := e.now.UTC().Truncate(24 * time.Hour)
 	for _, sibling := range e.siblings {
-		if sibling.UID == string(e.grant.UID) || sibling.Policy != e.grant.Spec.Policy || sibling.ActiveFrom.IsZero() {
+		if sibling.UID == string(e.grant.UID) || sibling.Policy != e.grant.Spec.Policy || sibling.ActiveFrom.IsZero() || sibling.EndReason == authz.EndLimit {
 			continue
 		}
 		if !sibling.ActiveFrom.Before(midnight) {

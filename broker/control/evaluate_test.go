@@ -121,7 +121,7 @@ func TestGrantStatus(t *testing.T) {
 		{"policy covers no longer", taskGrant(activeSince(noon)), policy(func(p *v1alpha1.AgentPolicy) { p.Spec.Allow = nil }), nil, isEnded + "PolicyChanged PolicyChanged"},
 		{"policy allows less time", taskGrant(activeSince(noon)), policy(limits(func(l *v1alpha1.GrantLimits) { l.MaxTTL.Duration = time.Minute })), nil, isEnded + "PolicyChanged PolicyChanged"},
 		{"suspended", taskGrant(activeSince(noon)), policy(func(p *v1alpha1.AgentPolicy) { p.Spec.Suspended = true }), nil, isEnded + "Suspended Suspended"},
-		{"more active than allowed meanwhile", taskGrant(activeSince(noon)), policy(limits(func(l *v1alpha1.GrantLimits) { l.MaxActive = &two })), []*authz.Grant{sibling("a"), sibling("b")}, isActive},
+		{"more active than allowed", taskGrant(activeSince(noon)), policy(limits(func(l *v1alpha1.GrantLimits) { l.MaxActive = &two })), []*authz.Grant{sibling("a"), sibling("b")}, isEnded + "LimitReached LimitReached"},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
