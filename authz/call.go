@@ -92,7 +92,7 @@ func (c *Call) discovery() bool {
 	case "apis":
 		return strings.Count(rest, "/") <= 1
 	case "openapi":
-		return rest == "v3" || strings.HasPrefix(rest, "v3/")
+		return rest == "v2" || rest == "v3" || strings.HasPrefix(rest, "v3/")
 	}
 	return false
 }

@@ -161,7 +161,7 @@ func TestDecide(t *testing.T) {
 		{reader, "get /healthz", "deny OutsideGrant"},
 		{reader, "get /", "deny OutsideGrant"},
 		{reader, "get /api/v1/x", "deny OutsideGrant"},
-		{reader, "get /openapi/v2", "deny OutsideGrant"},
+		{reader, "get /openapi/v4", "deny OutsideGrant"},
 		{reader, "get /versions", "deny OutsideGrant"},
 		{reader, "create /version", "deny OutsideGrant"},
 		// a resource does not bring its subresources
@@ -175,6 +175,7 @@ func TestDecide(t *testing.T) {
 		{none, "get /apis", "allow"},
 		{none, "get /apis/apps", "allow"},
 		{none, "get /apis/apps/v1", "allow"},
+		{none, "get /openapi/v2", "allow"},
 		{none, "get /openapi/v3", "allow"},
 		{none, "get /openapi/v3/apis/apps/v1", "allow"},
 		{none, "create selfsubjectaccessreviews.authorization.k8s.io", "allow self"},

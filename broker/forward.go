@@ -96,7 +96,7 @@ func (x *exchange) replaced(a *admission, response *http.Response) bool {
 		x.b.log.Error().Msg("the cluster does not accept the broker's credential; check guarded.kubeconfig or the service account")
 		r = unavailable(authz.NotReady, "UpstreamCredential", "the cluster does not accept the broker. Next: tell an operator")
 	case status == http.StatusForbidden:
-		r = refuse(authz.UpstreamDenied, "", http.StatusForbidden, "%s", upstreamText(response, x.decision.Grant))
+		r = upstreamDenied(response, x.decision.Grant)
 	default:
 		return false
 	}
@@ -107,23 +107,25 @@ func (x *exchange) replaced(a *admission, response *http.Response) bool {
 	return true
 }
 
-// upstreamText is the cluster's own no in its own words, and what can be done
-// about it.
-func upstreamText(response *http.Response, grant *authz.Grant) string {
+// upstreamDenied is the cluster's own no in its own words and with its own
+// details, and what can be done about it.
+func upstreamDenied(response *http.Response, grant *authz.Grant) *refusal {
 	const most = 64 << 10
-	text := "no reason was given"
+	said := metav1.Status{Message: "no reason was given"}
 	if body, err := io.ReadAll(io.LimitReader(response.Body, most)); err == nil {
 		if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
 			if status, ok := object.(*metav1.Status); ok {
-				text = status.Message
+				said = *status
 			}
 		}
 	}
-	text = "the cluster itself refused: " + text
-	if grant != nil {
-		text += ". Next: if the task needs it, ask an operator to run: taskgate policy rbac " + grant.Policy
+	r := refuse(authz.UpstreamDenied, "", http.StatusForbidden, "the cluster itself refused: %s", said.Message)
+	r.details = said.Details
+	// Authorisers name the user: `User "…" cannot get …`, `user "…" … is attempting to grant …`.
+	if byRBAC := strings.Contains(strings.ToLower(said.Message), `user "`+upstreamUser+`" `); byRBAC && grant != nil {
+		r.text += ". Next: if the task needs it, ask an operator to run: taskgate policy rbac " + grant.Policy
 	}
-	return text
+	return r
 }
 
 // relay passes the answer on, counting and hashing it.

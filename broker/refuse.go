@@ -24,6 +24,8 @@ type refusal struct {
 	status int    // HTTP status
 	text   string // what is wrong and what to do next
 	close  bool   // the connection is of no more use
+	// details are those of the cluster's own refusal; clients branch on its causes.
+	details *metav1.StatusDetails
 	// concluded says that the outcome of the call is on record already.
 	concluded bool
 }
@@ -61,7 +63,11 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 	case authz.GrantRevoked:
 		r.text = fmt.Sprintf("the grant %s allowed you to %s, and %s. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c), ending(d.Grant))
 	case authz.BudgetSpent:
-		r.text = fmt.Sprintf("the budget of the grant %s is spent (%s). Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, d.Cause)
+		which := ""
+		if d.Cause != "" {
+			which = " (" + d.Cause + ")"
+		}
+		r.text = fmt.Sprintf("the budget of the grant %s is spent%s. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, which)
 	case authz.OutsideGrant:
 		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list%s, or ask an operator for a TaskGrant that allows it", does(c), inNamespace(c))
 	case authz.ApprovalRequired:
@@ -220,6 +226,11 @@ func (x *exchange) status(r *refusal) metav1.Status {
 	if x.request != nil {
 		c := &x.request.Call
 		status.Details.Name, status.Details.Group, status.Details.Kind = c.Name, c.Group, c.Resource
+	}
+	if r.details != nil {
+		causes := append(status.Details.Causes, r.details.Causes...)
+		status.Details = r.details
+		status.Details.Causes = causes
 	}
 	return status
 }

@@ -116,7 +116,7 @@ func (x *exchange) rulesReview(review *authorizationv1.SelfSubjectRulesReview) {
 			{Verbs: []string{"create"}, APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"selfsubjectreviews"}},
 		},
 		NonResourceRules: []authorizationv1.NonResourceRule{
-			{Verbs: []string{"get"}, NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", "/openapi/v3", "/openapi/v3/*", "/version"}},
+			{Verbs: []string{"get"}, NonResourceURLs: []string{"/api", "/api/*", "/apis", "/apis/*", "/openapi/v2", "/openapi/v3", "/openapi/v3/*", "/version"}},
 		},
 		EvaluationError: "calls that wait for a person (gates) and calls that are never allowed are listed if a grant covers them; kubectl auth can-i VERB RESOURCE tells them apart",
 	}

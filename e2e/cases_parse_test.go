@@ -63,7 +63,7 @@ func TestPaths(t *testing.T) {
 		{id: "legacy", name: "watch as a path", who: rig.all, method: "GET", target: "/api/v1/watch/namespaces/case-a/pods", code: 403, reason: "PolicyDenied/LegacyPath"},
 		{id: "legacy", name: "proxy as a path", who: rig.all, method: "GET", target: "/api/v1/proxy/nodes/kwok-0", code: 403, reason: "PolicyDenied/LegacyPath"},
 	}
-	for _, target := range []string{"/metrics", "/debug/pprof/", "/debug/flags/v", "/logs", "/flagz", "/statusz", "/healthz?verbose=1", "/", "/.well-known/openid-configuration", "/openapi/v2", "/livez", "/readyz"} {
+	for _, target := range []string{"/metrics", "/debug/pprof/", "/debug/flags/v", "/logs", "/flagz", "/statusz", "/healthz?verbose=1", "/", "/.well-known/openid-configuration", "/openapi/v1", "/livez", "/readyz"} {
 		want := row{id: "T091", name: target, who: rig.all, method: "GET", target: target, code: 403, reason: "OutsideGrant"}
 		switch {
 		case strings.HasSuffix(target, "/") && target != "/":
@@ -73,7 +73,7 @@ func TestPaths(t *testing.T) {
 		}
 		rows = append(rows, want)
 	}
-	for _, target := range []string{"/version", "/api", "/apis", "/openapi/v3", "/api/v1", "/apis/apps", "/apis/apps/v1", "/openapi/v3/apis/apps/v1"} {
+	for _, target := range []string{"/version", "/api", "/apis", "/openapi/v2", "/openapi/v3", "/api/v1", "/apis/apps", "/apis/apps/v1", "/openapi/v3/apis/apps/v1"} {
 		rows = append(rows, row{id: "T091", name: target, who: rig.reader, method: "GET", target: target, code: 200})
 	}
 	rig.play(t, rows)

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -114,11 +115,11 @@ func (p *grantsPair) spend(t *testing.T, maps string, accepted func(total int)) 
 				case answer.ok():
 					answers = append(answers, answer)
 					accepted(len(answers))
-				case answer.reason == "BudgetSpent":
+				case strings.HasPrefix(answer.reason, "BudgetSpent"):
 					refused = append(refused, answer)
 				}
 				mu.Unlock()
-				if answer.reason == "BudgetSpent" {
+				if strings.HasPrefix(answer.reason, "BudgetSpent") {
 					return
 				}
 				if !answer.ok() { // a conflict over the status, or a broker that is away
@@ -147,8 +148,16 @@ func testMutationsBudget(t *testing.T, p *grantsPair) {
 		if answer := agent.call(t.Context(), "POST", maps+"?dryRun=All", faultMap("dry")); !answer.ok() {
 			t.Errorf("broker %d: a dry run changes nothing and needs no budget: %s", i, answer)
 		}
-		if answer := agent.call(t.Context(), "GET", maps, ""); !answer.ok() {
-			t.Errorf("broker %d: reading needs no budget of mutations: %s", i, answer)
+	}
+	eventually(t, 15*time.Second, "the grant ends", func() error {
+		if grant := p.read(t, "grants-mutations"); grant.Status.EndReason != "BudgetSpent" {
+			return errors.New(conditionsOf(&grant))
+		}
+		return nil
+	})
+	for i, agent := range p.agents {
+		if answer := agent.call(t.Context(), "GET", maps, ""); answer.reason != "BudgetSpent" {
+			t.Errorf("broker %d: after the grant has ended: %s", i, answer)
 		}
 	}
 }
@@ -166,7 +175,7 @@ func testRequestsBudget(t *testing.T, p *grantsPair) {
 				refusal = answer
 			}
 		}
-		if accepted != 6 || refusal.reason != "BudgetSpent" || !strings.Contains(refusal.body, "the budget of the grant grants-requests is spent. Next: ") {
+		if accepted != 6 || refusal.reason != "BudgetSpent/requests" || !strings.Contains(refusal.body, "the budget of the grant grants-requests is spent (requests). Next: ") {
 			t.Errorf("broker %d: of a budget of 6 requests %d were accepted, then %s", i, accepted, refusal)
 		}
 		p.judgeRefusals(t, agent.agent, refusal)
@@ -194,7 +203,7 @@ func testBytesBudget(t *testing.T, p *grantsPair) {
 		if last := p.lastOf(t, broken.auditID); last[recorder.AnnotationOutcome] != "cut" || last[recorder.AnnotationReason] != "BudgetSpent" || last[recorder.AnnotationCause] != "bytesOut" {
 			t.Errorf("broker %d: the record of the answer that broke off ends with %v", i, last)
 		}
-		if refusal.reason != "BudgetSpent" {
+		if refusal.reason != "BudgetSpent/bytesOut" {
 			t.Errorf("broker %d: once the budget is spent: %s", i, refusal)
 		}
 		p.judgeRefusals(t, agent.agent, refusal)

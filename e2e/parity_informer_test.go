@@ -1,8 +1,3 @@
-//go:build informers
-
-// The tag goes when go.mod has the line that k8s.io/client-go/tools/cache needs:
-// github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // indirect
-
 package e2e_test
 
 import (

@@ -96,9 +96,10 @@ type step struct {
 func play(t *testing.T, pair [2]*side, steps []step) {
 	t.Helper()
 	for _, step := range steps {
+		results := both(pair, func(s *side) result { return s.runStep(t, step.run) })
 		var seen [2]string
 		for i, side := range pair {
-			got := side.runStep(t, step.run)
+			got := results[i]
 			if got.code != step.code || !strings.Contains(got.stdout+got.stderr, step.says) {
 				t.Errorf("%s: %s\nwant exit %d and %q, got %s", side.name, step.run, step.code, step.says, got)
 			}
@@ -108,13 +109,26 @@ func play(t *testing.T, pair [2]*side, steps []step) {
 	}
 }
 
-func (s *side) runStep(t *testing.T, line string) result {
+// both does something on both sides at the same time.
+func both[T any](pair [2]*side, do func(*side) T) [2]T {
+	var got [2]T
+	var group sync.WaitGroup
+	for i, side := range pair {
+		group.Go(func() { got[i] = do(side) })
+	}
+	group.Wait()
+	return got
+}
+
+// runStep does not end the test, so that it can be used in a goroutine. What
+// could not be started is an exit code no program has.
+func (s *side) runStep(t testing.TB, line string) result {
 	t.Helper()
 	command := s.shell(t, line)
 	var stdout, stderr strings.Builder
 	command.Stdout, command.Stderr = &stdout, &stderr
 	if err := command.Run(); err != nil && command.ProcessState == nil {
-		t.Fatalf("%s: %v", line, err)
+		return result{"", err.Error(), -2}
 	}
 	return result{s.anyNamespace(stdout.String()), s.anyNamespace(stderr.String()), command.ProcessState.ExitCode()}
 }

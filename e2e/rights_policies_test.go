@@ -1,10 +1,12 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // everything is a rule that covers all there is.
@@ -45,12 +47,19 @@ func (s *stack) kubectlAfter(t testing.TB, arguments ...string) {
 	}
 }
 
-// grant creates a TaskGrant and waits until every broker knows that it is
-// active, which is when the status is written.
+// grant creates a TaskGrant and waits until the agent's broker serves it, which is
+// a moment after its status says Active.
 func (s *stack) grant(t testing.TB, name, policy string, a *agent, ttl string, rules ...string) {
 	t.Helper()
 	s.apply(t, grantManifest(name, policy, a.id, ttl, rules...))
 	s.admin(t, "wait", "--for=condition=Active", "taskgrant/"+name, "--timeout=20s")
+	eventually(t, 5*time.Second, "the broker serves the grant "+name, func() error {
+		review := a.do(t, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", asJSON, `{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`)
+		if !strings.Contains(review.body, `"`+name+`"`) {
+			return errors.New(review.body)
+		}
+		return nil
+	})
 	t.Cleanup(func() { s.kubectlAfter(t, "delete", "taskgrant/"+name, "--ignore-not-found") })
 }
 

@@ -95,8 +95,8 @@ type TaskGrantStatus struct {
 	// used is what the brokers have reserved of the budget.
 	// +optional
 	Used *Usage `json:"used,omitempty"`
-	// endReason says why the grant is over: Expired, Revoked, PolicyChanged,
-	// Suspended or LimitReached.
+	// endReason says why the grant is over: Expired, Revoked, BudgetSpent (of
+	// mutations or streams), PolicyChanged, Suspended or LimitReached.
 	// +optional
 	EndReason string `json:"endReason,omitempty"`
 	// heartbeats of the brokers, by name; used only in the object

@@ -38,6 +38,7 @@ type Meter struct {
 	name, uid string
 	requests  atomic.Int64
 	bytesOut  atomic.Int64
+	spent     atomic.Bool // nothing is left to reserve
 
 	mu        sync.Mutex // held while a share is reserved, so that one call does it
 	mutations int64      // reserved and not spent yet
@@ -75,6 +76,18 @@ func (m *Meter) Out(n int, budget authz.Budget) bool {
 func mutationsOf(u *v1alpha1.Usage) *int64 { return &u.Mutations }
 func streamsOf(u *v1alpha1.Usage) *int64   { return &u.Streams }
 
+// shareGrace is the time replicas have to spend what they reserved, after one of
+// them found nothing left.
+const shareGrace = 5 * time.Second
+
+// spent reports whether a grant's mutations or streams were found used up here.
+func (b *budgets) spent(uid string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := b.meters[uid]
+	return m != nil && m.spent.Load()
+}
+
 // spend takes one out of the share, after having reserved a new one if it was
 // empty.
 func (c *Controller) spend(ctx context.Context, m *Meter, share *int64, limit int64, what string, field func(*v1alpha1.Usage) *int64) error {
@@ -82,6 +95,11 @@ func (c *Controller) spend(ctx context.Context, m *Meter, share *int64, limit in
 	defer m.mu.Unlock()
 	if *share == 0 {
 		reserved, err := c.reserve(ctx, m, limit, what, field)
+		var spent *SpentError
+		if errors.As(err, &spent) && !m.spent.Swap(true) {
+			// Other replicas may have a share left; then it ends the grant.
+			c.queue.AddAfter(item{grants, m.name}, shareGrace)
+		}
 		if err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ type evaluation struct {
 	policy *v1alpha1.AgentPolicy
 	// siblings are the agent's grants under the same policy, this one included.
 	siblings []*authz.Grant
+	spent    bool // a budget that all replicas share is used up
 	now      time.Time
 }
 
@@ -123,6 +124,9 @@ func (e *evaluation) outcome() outcome {
 		}
 		if limit := Policy(e.policy).Limits.Exceeded(Grant(e.grant), e.siblings); limit != "" {
 			return outcome{ended, authz.EndLimit, fmt.Sprintf("the agent was given more grants under the AgentPolicy %q at once than it allows (%s)", e.policy.Name, limit)}
+		}
+		if e.spent {
+			return outcome{ended, authz.EndBudgetSpent, "the budget is spent"}
 		}
 		return outcome{active, reasonActive, "until " + status.ExpiresAt.UTC().Format(time.RFC3339)}
 	}

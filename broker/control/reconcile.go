@@ -52,7 +52,7 @@ func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
 
 func (c *Controller) evaluation(grant *v1alpha1.TaskGrant, policy *v1alpha1.AgentPolicy) (*evaluation, error) {
 	siblings, err := c.config.Index.Grants(grant.Spec.Agent)
-	return &evaluation{grant: grant, policy: policy, siblings: siblings, now: c.config.Now()}, err
+	return &evaluation{grant: grant, policy: policy, siblings: siblings, spent: c.budgets.spent(string(grant.UID)), now: c.config.Now()}, err
 }
 
 // wakeAtEnd looks at an active grant again when its time is up.
