@@ -1,6 +1,6 @@
 // Package v1alpha1 holds the objects people and agents write: what an agent may
-// ever be granted (AgentPolicy) and what it was granted for one task
-// (TaskGrant).
+// ever be granted (AgentPolicy), what it was granted for one task (TaskGrant),
+// which of its calls wait for people (Approval), and what people said (Decision).
 //
 // The objects are cluster-scoped and are the only state the brokers share. The
 // types say what the fields mean; package authz says what they decide. Whatever
@@ -23,7 +23,8 @@ var GroupVersion = schema.GroupVersion{Group: "taskgate.dev", Version: "v1alpha1
 
 // AddToScheme registers the kinds with a scheme.
 func AddToScheme(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &AgentPolicy{}, &AgentPolicyList{}, &TaskGrant{}, &TaskGrantList{})
+	scheme.AddKnownTypes(GroupVersion, &AgentPolicy{}, &AgentPolicyList{}, &TaskGrant{}, &TaskGrantList{},
+		&Approval{}, &ApprovalList{}, &Decision{}, &DecisionList{})
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }
