@@ -281,7 +281,8 @@ func testOneStale(t *testing.T, p *grantsPair) {
 // testBudgetAfterKill: a share that a killed broker had reserved is lost, and
 // never spent twice.
 func testBudgetAfterKill(t *testing.T, p *grantsPair) {
-	const budget, largestShare = 80, 8
+	// Lost with the broker are what it had reserved and the calls it was making.
+	const budget, mayBeLost = 80, 8 + 8
 	maps := p.open(t, "killed", fmt.Sprintf("{mutations: %d}", budget))
 	var kill sync.Once
 	restarted := make(chan error, 1)
@@ -303,7 +304,7 @@ func testBudgetAfterKill(t *testing.T, p *grantsPair) {
 		t.Fatal(err)
 	}
 	seen := p.created(t, "grants-killed")
-	if seen > budget || seen < budget-largestShare || len(answers) > seen || len(refused) != 8 {
+	if seen > budget || seen < budget-mayBeLost || len(answers) > seen || len(refused) != 8 {
 		t.Errorf("of a budget of %d mutations, with one broker killed, %d were accepted, %d reached the API server, and %d of 8 callers were told that it is spent", budget, len(answers), seen, len(refused))
 	}
 	if used := p.read(t, "grants-killed").Status.Used; used == nil || used.Mutations != budget {
