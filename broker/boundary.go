@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -47,7 +46,7 @@ const bodyDeadline = 30 * time.Second
 func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{b: b, conn: connOf(r), w: w, r: r, started: b.now(), auditID: uuid.NewString()}
 	if x.conn == nil {
-		x.conn = &agentConn{agent: "unknown"}
+		x.conn = &agentConn{agent: "unknown", sources: sources(r.RemoteAddr)}
 		x.refuse(&refusal{reason: authz.IdentityUnknown, status: http.StatusUnauthorized, close: true, text: "the identity of the connection could not be verified"})
 		return
 	}
@@ -105,19 +104,16 @@ func (x *exchange) admitOrAnswer() (*admission, *refusal) {
 
 // recordMalformed records that a peer sent what is no HTTP request. What it was
 // is not kept: it was never understood.
-func (b *boundary) recordMalformed(conn *agentConn, peer net.Addr) {
+func (b *boundary) recordMalformed(conn *agentConn) {
 	now := recorder.MicroTime{Time: b.now()}
 	e := &recorder.Event{
-		AuditID: uuid.NewString(), Stage: recorder.StageResponseComplete, User: recorder.UserInfo{Username: conn.agent},
+		AuditID: uuid.NewString(), Stage: recorder.StageResponseComplete, User: recorder.UserInfo{Username: conn.agent}, SourceIPs: conn.sources,
 		RequestReceivedTimestamp: now, StageTimestamp: now,
 		ResponseStatus: &recorder.ResponseStatus{Status: "Failure", Code: http.StatusBadRequest, Reason: string(authz.BadHeader)},
 		Annotations: map[string]string{
 			recorder.AnnotationSVID: conn.svid, recorder.AnnotationDecision: "deny",
 			recorder.AnnotationReason: string(authz.BadHeader), recorder.AnnotationCause: "Malformed",
 		},
-	}
-	if host, _, err := net.SplitHostPort(peer.String()); err == nil {
-		e.SourceIPs = []string{host}
 	}
 	if _, err := b.recorder.Append(e); err != nil {
 		b.log.Warn().Err(err).Msg("cannot record a malformed request; it was refused all the same")

@@ -214,7 +214,7 @@ func (x *exchange) opened(response *http.Response) error {
 // stays open and its outcome becomes unknown, which is the truth.
 func (x *exchange) complete(a *admission, response *http.Response, tally *tally, outcome string) {
 	e := x.event(recorder.StageResponseComplete)
-	withPrincipal(e, a.principal)
+	withPrincipal(e, a)
 	if response != nil {
 		e.ResponseStatus = &recorder.ResponseStatus{Code: int32(response.StatusCode)}
 	}
