@@ -53,7 +53,7 @@ func (x *exchange) admit() (*admission, *refusal) {
 	}
 	if x.request.Call.Verb.Mutates() {
 		if err := a.intent.Wait(x.r.Context()); err != nil {
-			x.complete(a, nil, nil, outcomeNotSent)
+			x.complete(a, 0, nil, outcomeNotSent)
 			unrecorded := x.unrecorded(err)
 			unrecorded.concluded = true
 			return nil, x.denied(unrecorded)

@@ -2,7 +2,9 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -42,9 +44,45 @@ type boundary struct {
 // bodyDeadline is the time a request has to arrive whole.
 const bodyDeadline = 30 * time.Second
 
-// ServeHTTP takes one request through the boundary.
+// ServeHTTP takes one request through the boundary. What it does before an answer
+// that goes on begins to, it does on another goroutine: the stack it needs for
+// that is several times what waiting for events takes, and a thousand idle watches
+// would keep it. Sidecars send such calls over HTTP/2, and no others.
 func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{b: b, conn: connOf(r), w: w, r: r, started: b.now(), auditID: uuid.NewString()}
+	if r.ProtoMajor == 2 {
+		apart(x.serve)
+	} else {
+		x.serve()
+	}
+	if x.going != nil {
+		x.goOn()
+	}
+}
+
+// apart does something on another goroutine and returns when it is done. A panic
+// there goes on here, where net/http expects it.
+func apart(do func()) {
+	done := make(chan any)
+	go func() {
+		defer func() {
+			problem := recover()
+			if problem != nil && problem != http.ErrAbortHandler {
+				problem = fmt.Sprintf("%v\n%s", problem, debug.Stack())
+			}
+			done <- problem
+		}()
+		do()
+	}()
+	if problem := <-done; problem != nil {
+		panic(problem)
+	}
+}
+
+// serve takes a request up to the end of its answer, or to the beginning of one
+// that goes on.
+func (x *exchange) serve() {
+	b, w, r := x.b, x.w, x.r
 	if x.conn == nil {
 		x.conn = &agentConn{agent: "unknown", sources: sources(r.RemoteAddr)}
 		x.refuse(&refusal{reason: authz.IdentityUnknown, status: http.StatusUnauthorized, close: true, text: "the identity of the connection could not be verified"})

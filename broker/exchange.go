@@ -29,6 +29,9 @@ type exchange struct {
 
 	// last is the record that was begun last; the next one is written over it.
 	last *recorder.Event
+	// going is the answer that goes on once serve has returned; nil if there is
+	// none.
+	going *going
 }
 
 // event begins a record about this call. The fields every record of a call

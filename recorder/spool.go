@@ -293,6 +293,7 @@ func (s *spool) publish(file *spoolFile, b *batch) {
 	for _, r := range b.records {
 		s.recycle(r)
 	}
+	b.records = nil // a receipt may be kept for long
 }
 
 // refuse gives up every batch that is not on disk, for lack of room. Not a byte
