@@ -99,8 +99,11 @@ func (s *Set) addPolicies(policies map[string]*policyRow) {
 	for _, b := range builtins() {
 		if waivedByAll(policies, b.gate.Name) {
 			s.waived = append(s.waived, b)
-		} else {
-			s.builtins = append(s.builtins, b)
+			continue
+		}
+		s.builtins = append(s.builtins, b)
+		if !b.writesOnly {
+			s.forReads = append(s.forReads, b)
 		}
 	}
 }
