@@ -146,7 +146,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	checks := &health{
 		checks: []check{
 			{"svid", source.Ready}, {"policies", controller.Ready}, {"admission-policies", controller.GuardsReady},
-			{"cluster", kinds.ready}, {"recorder", records.Ready},
+			{"decision-policies", controller.DecisionsCount}, {"cluster", kinds.ready}, {"recorder", records.Ready},
 		},
 		gate: []string{"admission-policies", "cluster"},
 		warning: func() string {

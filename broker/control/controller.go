@@ -16,6 +16,7 @@ import (
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/manifests"
 )
 
 // HeartbeatObject is the name of the two inert objects, one AgentPolicy and one
@@ -43,14 +44,17 @@ type Config struct {
 type Controller struct {
 	config Config
 	client *client
-	guards *guards
-	queue  workqueue.TypedRateLimitingInterface[item]
+	guards *guards // of the guarded cluster
+	// deciding are the guards of the control cluster that make Decisions true.
+	deciding *guards
+	queue    workqueue.TypedRateLimitingInterface[item]
 
 	policies cache.SharedIndexInformer
 	grants   cache.SharedIndexInformer
 
 	beats   beats
 	budgets budgets
+	events  events
 
 	mu         sync.Mutex
 	tombstones map[string]tombstone // UID → deleted grant
@@ -71,14 +75,18 @@ func New(config Config) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	guards, err := newGuards(config.Guarded)
+	guards, err := newGuards(config.Guarded, "guarded", manifests.AdmissionPods)
+	if err != nil {
+		return nil, err
+	}
+	deciding, err := newGuards(config.Control, "control", manifests.AdmissionDecisions, manifests.AdmissionApprovals, manifests.AdmissionTaskGrants)
 	if err != nil {
 		return nil, err
 	}
 	c := &Controller{
-		config: config, client: client, guards: guards,
+		config: config, client: client, guards: guards, deciding: deciding,
 		queue:      workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[item]()),
-		tombstones: map[string]tombstone{},
+		tombstones: map[string]tombstone{}, events: newEvents(),
 	}
 	c.beats = beats{nonce: rand.Text(), proven: map[string]time.Time{}}
 	c.budgets = budgets{controller: c, meters: map[string]*Meter{}}
@@ -105,7 +113,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	var wait sync.WaitGroup
 	for _, run := range []func(context.Context){
-		c.policies.RunWithContext, c.grants.RunWithContext, c.guards.run, c.beat, c.buryTombstones, c.recheckPolicies,
+		c.policies.RunWithContext, c.grants.RunWithContext, c.guards.run, c.deciding.run, c.beat, c.buryTombstones, c.recheckPolicies, c.writeEvents,
 	} {
 		wait.Go(func() { run(ctx) })
 	}
@@ -129,6 +137,12 @@ func (c *Controller) Ready() error {
 // GuardsReady says which admission policy of the guarded cluster is missing or
 // changed, nil if all hold.
 func (c *Controller) GuardsReady() error { return c.guards.ready(c.config.Now()) }
+
+// DecisionsCount says why no Decision of anybody counts at the moment, nil if
+// they do: an admission policy of the control cluster that makes Decisions true is
+// absent or changed. It is as old as the last look, a few seconds; [VerdictOn]
+// looks for itself.
+func (c *Controller) DecisionsCount() error { return c.deciding.ready(c.config.Now()) }
 
 // handler wires typed callbacks into an informer. A panic in a callback would
 // be a defect; it is not recovered, because an index that missed an event lies.

@@ -22,6 +22,7 @@ type evaluation struct {
 	// siblings are the agent's grants under the same policy, this one included.
 	siblings []*authz.Grant
 	spent    bool // a budget that all replicas share is used up
+	released bool // the agent gives it back now
 	now      time.Time
 }
 
@@ -105,6 +106,8 @@ func (e *evaluation) outcome() outcome {
 		return e.recorded()
 	case spec.Revoked, e.grant.DeletionTimestamp != nil:
 		return outcome{ended, authz.EndRevoked, "revoked"}
+	case e.released:
+		return outcome{ended, authz.EndReleased, "released by the agent"}
 	case e.policy == nil && !wasActive:
 		return outcome{waiting, reasonPolicyMissing, fmt.Sprintf("there is no AgentPolicy %q yet", spec.Policy)}
 	case e.policy == nil:
