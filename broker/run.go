@@ -126,7 +126,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	}
 	controller, err := control.New(control.Config{
 		Broker: config.Name, Index: index, Control: controlled, Guarded: guarded, Log: log, Now: clock.Now,
-		StaleAfter: config.StaleAfter.Duration,
+		StaleAfter: config.StaleAfter.Duration, KeepEnded: config.KeepEnded.Duration,
 	})
 	if err != nil {
 		return nil, err

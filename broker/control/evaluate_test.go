@@ -35,7 +35,7 @@ func policy(changes ...func(*v1alpha1.AgentPolicy)) *v1alpha1.AgentPolicy {
 
 func taskGrant(changes ...func(*v1alpha1.TaskGrant)) *v1alpha1.TaskGrant {
 	g := &v1alpha1.TaskGrant{
-		ObjectMeta: metav1.ObjectMeta{Name: "g", UID: "uid-g"},
+		ObjectMeta: metav1.ObjectMeta{Name: "g", UID: "uid-g", CreationTimestamp: metav1.NewTime(noon.Add(-time.Hour))},
 		Spec: v1alpha1.TaskGrantSpec{
 			Agent: "spiffe://example.org/ns/agents/sa/alpha", Task: "INC-1", Policy: "shop",
 			Rules: []v1alpha1.Rule{rule("get")}, TTL: metav1.Duration{Duration: time.Hour},
