@@ -62,7 +62,7 @@ var ours = map[string][]string{
 	"broker/control":        {"api/v1alpha1", "authz", "manifests"},
 	"broker":                {"authz", "broker/control", "broker/request", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
-	"internal/cli":          {"api/v1alpha1", "broker/control", "internal/inert", "recorder"},
+	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "internal/inert", "recorder"},
 	"cmd/broker":            {"broker"},
 	"cmd/sidecar":           {"sidecar"},
 	"cmd/taskgate":          {"internal/cli"},
