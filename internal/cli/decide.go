@@ -138,6 +138,9 @@ func (o *decideOptions) possible(t *target, person authenticationv1.UserInfo, no
 		return no("%s is settled (%s): %s", t.path(), s.word, s.why)
 	}
 	for _, d := range t.decisions {
+		if !t.asks(d) {
+			continue
+		}
 		if d.Spec.Verdict == v1alpha1.VerdictDeny {
 			return no("%s was denied by %s at %s: %s", t.path(), d.Spec.By, clock(d.CreationTimestamp.Time), cmp.Or(d.Spec.Reason, "no reason"))
 		}

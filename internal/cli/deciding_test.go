@@ -83,7 +83,7 @@ func TestRefusedToDecide(t *testing.T) {
 	}{
 		{"no such", nil, nil, nil, 2, `there is no Approval and no TaskGrant "ap-1"; see what waits with taskgate pending`},
 		{"denied", []metav1.Object{approval(settledAs(v1alpha1.ApprovalDecided, "Denied"))}, nil, nil, 1, "approval/ap-1 is settled (Denied): it was denied"},
-		{"denied, status is late", []metav1.Object{approval(), said("d", "Deny", "bob")}, nil, nil, 1, "approval/ap-1 was denied by bob at 2026-11-23 12:00:00Z: looks fine"},
+		{"denied, status is late", []metav1.Object{approval(), said("d0", "Deny", "carol", "nobody-asked"), said("d1", "Deny", "bob", "sre")}, nil, nil, 1, "approval/ap-1 was denied by bob at 2026-11-23 12:00:00Z: looks fine"},
 		{"approved", []metav1.Object{approval(settledAs(v1alpha1.ApprovalDecided, "Approved"))}, nil, nil, 1, "approval/ap-1 is settled (Approved): approved"},
 		{"used", []metav1.Object{approval(settledAs(v1alpha1.ApprovalConsumed, "Consumed"))}, nil, nil, 1, "approval/ap-1 is settled (Used): it was approved, and the call was let through"},
 		{"expired", []metav1.Object{approval(func(a *v1alpha1.Approval) { a.Spec.ExpiresAt = metav1.NewMicroTime(time.Unix(0, 0)) })}, nil, nil, 1,

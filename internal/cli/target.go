@@ -81,11 +81,16 @@ func (t *target) path() string { return strings.ToLower(t.kind) + "/" + t.name }
 func (t *target) yeses() int {
 	people := map[string]bool{}
 	for _, d := range t.decisions {
-		if d.Spec.Verdict == v1alpha1.VerdictApprove && !t.askedBy(d.Spec.By) && (len(t.groups) == 0 || len(common(d.Spec.Groups, t.groups)) > 0) {
+		if d.Spec.Verdict == v1alpha1.VerdictApprove && !t.askedBy(d.Spec.By) && t.asks(d) {
 			people[d.Spec.By] = true
 		}
 	}
 	return len(people)
+}
+
+// asks reports whether a Decision rests on a group that is asked.
+func (t *target) asks(d v1alpha1.Decision) bool {
+	return len(t.groups) == 0 || len(common(d.Spec.Groups, t.groups)) > 0
 }
 
 // askedBy reports whether a person asked for it, or for the grant it is under.
