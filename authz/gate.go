@@ -17,9 +17,25 @@ type Gate struct {
 	When      string
 	Approvers int
 	Groups    []string
+	// TTL is how long a request for approval stays open, UseWithin how long the
+	// call may be made after the last yes. Zero is no time at all.
 	TTL       time.Duration
 	UseWithin time.Duration
-	Hold      bool
+	// Hold keeps the call open for a while instead of refusing it at once.
+	Hold bool
+	// PinVersion binds an approval to the version of the object that was shown.
+	PinVersion bool
+}
+
+// How long built-in gates give people and agents, and gates that say nothing.
+const (
+	DefaultTTL       = 15 * time.Minute
+	DefaultUseWithin = 5 * time.Minute
+)
+
+// builtinGate is a gate in which nothing is set but its name.
+func builtinGate(name string) Gate {
+	return Gate{Name: name, Approvers: 1, TTL: DefaultTTL, UseWithin: DefaultUseWithin}
 }
 
 type compiledGate struct {
@@ -70,7 +86,7 @@ type builtin struct {
 // they are tried.
 func builtins() []builtin {
 	named := func(name string, hits func(*Call) bool) builtin {
-		return builtin{Gate{Name: name, Approvers: 1}, hits}
+		return builtin{builtinGate(name), hits}
 	}
 	return []builtin{
 		named("namespace-delete", func(c *Call) bool {
