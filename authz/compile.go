@@ -160,6 +160,7 @@ const (
 	EndPolicyChanged = "PolicyChanged"
 	EndSuspended     = "Suspended"
 	EndLimit         = "LimitReached"
+	EndReleased      = "Released" // given back by the agent
 )
 
 // byStandingThenEnd puts active grants first, the earliest end before the others.
