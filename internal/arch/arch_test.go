@@ -59,7 +59,7 @@ var ours = map[string][]string{
 	"internal/relay":        {},
 	"broker/request":        {"authz"},
 	"broker/control":        {"api/v1alpha1", "authz", "manifests"},
-	"broker":                {"authz", "broker/control", "broker/request", "identity", "internal/relay", "recorder"},
+	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/request", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
 	"internal/cli":          {"api/v1alpha1", "broker/control", "recorder"},
 	"cmd/broker":            {"broker"},
