@@ -308,10 +308,11 @@ func approvalsNeeded(approvers int, groups []string) string {
 func clock(t time.Time) string        { return t.UTC().Format("15:04Z") }
 func clockSeconds(t time.Time) string { return t.UTC().Format("15:04:05Z") }
 
-// patience is a duration as kubectl takes it, in whole minutes where it has any.
+// patience is a duration as kubectl takes it, rounded up, in minutes if it is at
+// least one.
 func patience(left time.Duration) string {
-	if left < time.Minute {
-		return fmt.Sprintf("%ds", max(1, int(left.Seconds())))
+	if seconds := int((left + time.Second - 1) / time.Second); seconds < 60 {
+		return fmt.Sprintf("%ds", max(1, seconds))
 	}
 	return fmt.Sprintf("%dm", int((left+time.Minute-1)/time.Minute))
 }
