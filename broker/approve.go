@@ -212,7 +212,8 @@ func (x *exchange) judge(ctx context.Context, a *v1alpha1.Approval) (standing, e
 	s.deciders = verdict.By
 	s.useBy = verdict.At.Add(min(a.Spec.UseWithin.Duration, x.decision.Gate.UseWithin))
 	end := a.Spec.ExpiresAt.Time
-	switch yes := verdict.State == control.Approved && !verdict.At.After(end); {
+	// Both are whole seconds, that of the Decision rounded down.
+	switch yes := verdict.State == control.Approved && verdict.At.Before(end); {
 	case verdict.State == control.Denied:
 		s.state, s.said = denied, verdict.Reason
 	case yes && now.Before(s.useBy):
@@ -308,11 +309,11 @@ func approvalsNeeded(approvers int, groups []string) string {
 func clock(t time.Time) string        { return t.UTC().Format("15:04Z") }
 func clockSeconds(t time.Time) string { return t.UTC().Format("15:04:05Z") }
 
-// patience is a duration as kubectl takes it, rounded up, in minutes if it is at
-// least one.
+// patience is a duration as kubectl takes it, in minutes if it is at least one;
+// rounded up, but for the second that ends are rounded up by.
 func patience(left time.Duration) string {
 	if seconds := int((left + time.Second - 1) / time.Second); seconds < 60 {
 		return fmt.Sprintf("%ds", max(1, seconds))
 	}
-	return fmt.Sprintf("%dm", int((left+time.Minute-1)/time.Minute))
+	return fmt.Sprintf("%dm", int((left-time.Second+time.Minute-1)/time.Minute))
 }

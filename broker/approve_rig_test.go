@@ -145,7 +145,7 @@ func (p *people) decide(name string, state control.State, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a := p.items[name].DeepCopy()
-	p.answers[a.UID] = control.Verdict{State: state, At: at, By: []string{"alice"}, Reason: "not today"}
+	p.answers[a.UID] = control.Verdict{State: state, At: at.Truncate(time.Second), By: []string{"alice"}, Reason: "not today"}
 	a.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ApprovalDecided, Status: "True", Reason: "Approved"}}
 	p.store(a)
 }

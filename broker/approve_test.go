@@ -129,7 +129,7 @@ func TestApprovalOfDryRun(t *testing.T) {
 func TestApprovalExpires(t *testing.T) {
 	r := newGatedRig(t, newPeople(t))
 	r.deletes("ApprovalRequired")
-	r.later(authz.DefaultTTL)
+	r.later(authz.DefaultTTL + time.Second)
 	r.deletes("ApprovalExpired")
 	a := r.people.one()
 	r.people.decide(a.Name, control.Approved, r.boundary.now()) // too late

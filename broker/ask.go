@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -221,6 +222,9 @@ func (x *exchange) differing(given *v1alpha1.ApprovalCall) string {
 // as data.
 func (x *exchange) newApproval(shown *effect) *v1alpha1.Approval {
 	grant, gate := x.decision.Grant, x.decision.Gate
+	// The time of a Decision is known to the second, so the end is a whole one: a
+	// yes in the second of the end is too late.
+	end := x.b.now().Add(gate.TTL + time.Second - 1).Truncate(time.Second)
 	return &v1alpha1.Approval{
 		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "Approval"},
 		Spec: v1alpha1.ApprovalSpec{
@@ -228,7 +232,7 @@ func (x *exchange) newApproval(shown *effect) *v1alpha1.Approval {
 			Gate: gate.Name, Approvers: int32(gate.Approvers), Groups: gate.Groups,
 			Call: x.describeForPeople(), Summary: cut(x.summary(), 1024), Diff: shown.diff, DiffNote: cut(shown.note, 1024),
 			Digest: x.gated.digest, UseWithin: metav1.Duration{Duration: gate.UseWithin},
-			ExpiresAt: metav1.NewMicroTime(x.b.now().Add(gate.TTL)),
+			ExpiresAt: metav1.NewMicroTime(end),
 		},
 	}
 }
