@@ -227,7 +227,8 @@ func (s *Set) gate(c *Call, rule *Rule) *Gate {
 	}
 	if strictest == nil && rule.Redacted && showsSecrets(c) {
 		// Masking comes with a later version; until then nothing is shown.
-		return &Gate{Name: "secret-values", Approvers: 1}
+		gate := builtinGate("secret-values")
+		return &gate
 	}
 	return strictest
 }

@@ -38,6 +38,12 @@ type boundary struct {
 	// ready says why calls cannot be served at all, nil if they can.
 	ready func() error
 
+	// cluster is the name of the guarded cluster.
+	cluster string
+	// approvals is where people are asked; without it no gated call is let through.
+	approvals approvals
+	turns     turns
+
 	conns sync.Map // net.Conn → *agentConn, while it is open
 }
 

@@ -32,6 +32,9 @@ type exchange struct {
 	// going is the answer that goes on once serve has returned; nil if there is
 	// none.
 	going *going
+	// gated is what is known about the approval of the call; nil for a call that
+	// needs none.
+	gated *gatedCall
 }
 
 // event begins a record about this call. The fields every record of a call
@@ -97,6 +100,9 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 	if d.Gate != nil {
 		e.Annotations[annotationGate] = d.Gate.Name
 	}
+	if x.gated != nil {
+		x.gated.describe(e)
+	}
 	if d.Waived != "" {
 		e.Annotations[recorder.AnnotationWaived] = d.Waived
 	}
@@ -109,6 +115,9 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 const (
 	annotationDryRun = "taskgate.dev/dry-run"
 	annotationGate   = "taskgate.dev/gate"
+	// annotationDeciders are the people whose Decisions let a gated call through, or
+	// the one who said no.
+	annotationDeciders = "taskgate.dev/deciders"
 )
 
 // withPrincipal notes who the call is in the cluster.

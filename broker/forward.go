@@ -119,14 +119,15 @@ func (x *exchange) replaced(a *admission, response *http.Response) bool {
 // details, and what can be done about it.
 func upstreamDenied(response *http.Response, grant *authz.Grant) *refusal {
 	const most = 64 << 10
-	said := metav1.Status{Message: "no reason was given"}
-	if body, err := io.ReadAll(io.LimitReader(response.Body, most)); err == nil {
-		if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
-			if status, ok := object.(*metav1.Status); ok {
-				said = *status
-			}
-		}
+	body, err := io.ReadAll(io.LimitReader(response.Body, most))
+	if err != nil {
+		body = nil
 	}
+	return deniedByCluster(body, grant)
+}
+
+func deniedByCluster(body []byte, grant *authz.Grant) *refusal {
+	said := clusterStatus(body)
 	r := refuse(authz.UpstreamDenied, "", http.StatusForbidden, "the cluster itself refused: %s", said.Message)
 	r.details = said.Details
 	// Authorisers name the user: `User "…" cannot get …`, `user "…" … is attempting to grant …`.
@@ -134,6 +135,16 @@ func upstreamDenied(response *http.Response, grant *authz.Grant) *refusal {
 		r.text += ". Next: if the task needs it, ask an operator to run: taskgate policy rbac " + grant.Policy
 	}
 	return r
+}
+
+// clusterStatus reads a refusal of the API server, whatever it is encoded as.
+func clusterStatus(body []byte) metav1.Status {
+	if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
+		if status, ok := object.(*metav1.Status); ok {
+			return *status
+		}
+	}
+	return metav1.Status{Message: "no reason was given"}
 }
 
 // begin writes the head of the answer, and reports whether its body may follow.

@@ -69,6 +69,7 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.seen, s.bodies = append(s.seen, r), append(s.bodies, string(body))
 	answer := s.answer
 	s.mu.Unlock()
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	answer(w, r)
 }
 

@@ -154,7 +154,9 @@ func (x *exchange) stillAllowed(now time.Time) *refusal {
 		again.Pinned = x.decision.Grant.Name
 	}
 	d := authz.Decide(again)
-	if d.Verdict != authz.Allow {
+	// A gate that this very call has passed, or waits at, does not end it.
+	passed := d.Verdict == authz.NeedsApproval && sameGate(d.Gate, x.decision.Gate)
+	if d.Verdict != authz.Allow && !passed {
 		return undecided(&d, x.question.Call)
 	}
 	if d.Grant != nil && d.Grant.UID != x.decision.Grant.UID {

@@ -26,6 +26,8 @@ type refusal struct {
 	close  bool   // the connection is of no more use
 	// details are those of the cluster's own refusal; clients branch on its causes.
 	details *metav1.StatusDetails
+	// word is the cluster's own one for its refusal; empty where status says it.
+	word metav1.StatusReason
 	// concluded says that the outcome of the call is on record already.
 	concluded bool
 }
@@ -71,7 +73,7 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 	case authz.OutsideGrant:
 		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list%s, or ask an operator for a TaskGrant that allows it", does(c), inNamespace(c))
 	case authz.ApprovalRequired:
-		r.text = fmt.Sprintf("to %s needs the approval of a person (gate %s). Next: ask an operator to do it; approving is not part of this version. Retrying changes nothing", does(c), d.Gate.Name)
+		r.text = fmt.Sprintf("to %s needs %s (gate %s). Next: make the call; the answer names the request for approval", does(c), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)
 	case authz.PolicyDenied:
 		r.text = fmt.Sprintf("to %s is never allowed through taskgate, whatever a grant says (%s). Next: do without it. Retrying changes nothing", does(c), d.Cause)
 	case authz.PolicyStale:
@@ -228,6 +230,9 @@ func (x *exchange) status(r *refusal) metav1.Status {
 	if x.request != nil {
 		c := &x.request.Call
 		status.Details.Name, status.Details.Group, status.Details.Kind = c.Name, c.Group, c.Resource
+	}
+	if r.word != "" {
+		status.Reason = r.word
 	}
 	if r.details != nil {
 		causes := append(status.Details.Causes, r.details.Causes...)

@@ -43,13 +43,13 @@ func approvalStatus(approval *v1alpha1.Approval, v Verdict, now time.Time) v1alp
 	case v.State == Denied:
 		status.DecidedAt = &at
 		set(metav1.ConditionTrue, v1alpha1.DecidedDenied, said("denied", &v))
-	case v.State == Approved && !v.At.After(approval.Spec.ExpiresAt.Time) && now.Before(useUntil):
+	case v.State == Approved && v.At.Before(approval.Spec.ExpiresAt.Time) && now.Before(useUntil):
 		if isDecided {
 			return status
 		}
 		status.DecidedAt = &at
 		set(metav1.ConditionTrue, v1alpha1.DecidedApproved, said("approved", &v)+"; the call may be made until "+useUntil.UTC().Format(time.RFC3339))
-	case v.State == Approved && !v.At.After(approval.Spec.ExpiresAt.Time):
+	case v.State == Approved && v.At.Before(approval.Spec.ExpiresAt.Time):
 		status.DecidedAt = &at
 		set(metav1.ConditionTrue, v1alpha1.DecidedExpired, said("approved", &v)+", and not used until "+useUntil.UTC().Format(time.RFC3339))
 	case !now.Before(approval.Spec.ExpiresAt.Time):

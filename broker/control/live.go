@@ -47,6 +47,15 @@ func (c *Controller) ApprovalsFor(ctx context.Context, digest string) ([]v1alpha
 	return list.Items, nil
 }
 
+// ApprovalsOf lists the Approvals of an agent, none being no error.
+func (c *Controller) ApprovalsOf(ctx context.Context, agent string) ([]v1alpha1.Approval, error) {
+	var list v1alpha1.ApprovalList
+	if err := c.client.list(ctx, approvals, "spec.agent", agent, &list); err != nil {
+		return nil, fmt.Errorf("listing the approvals of one agent: %w", err)
+	}
+	return list.Items, nil
+}
+
 // CreateApproval creates an Approval and returns it as it was stored. If another
 // replica was first the error is one that apierrors.IsAlreadyExists knows; then
 // the one that is there has to be read.

@@ -61,7 +61,7 @@ var ours = map[string][]string{
 	"broker/request":        {"authz"},
 	"broker/notify":         {},
 	"broker/control":        {"api/v1alpha1", "authz", "manifests"},
-	"broker":                {"authz", "broker/control", "broker/notify", "broker/request", "identity", "internal/relay", "recorder"},
+	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/notify", "broker/request", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
 	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "internal/inert", "recorder"},
 	"cmd/broker":            {"broker"},
