@@ -13,6 +13,7 @@ import (
 
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/control"
+	"github.com/taskgate/taskgate/broker/notify"
 	"github.com/taskgate/taskgate/broker/request"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/recorder"
@@ -43,6 +44,7 @@ type boundary struct {
 	// approvals is where people are asked; without it no gated call is let through.
 	approvals approvals
 	turns     turns
+	notify    *notify.Notifier // nil: nobody is told
 
 	conns sync.Map // net.Conn → *agentConn, while it is open
 }

@@ -47,12 +47,24 @@ type Configuration struct {
 	// 168h (a week), at least 10s.
 	KeepEnded metav1.Duration `json:"keepEnded,omitempty"`
 	Recorder  Recorder        `json:"recorder"`
+	// Notify lists who is told when people are asked for something, and what they
+	// said. Nothing that is answered decides anything.
+	Notify []Receiver `json:"notify,omitempty"`
 	// ShutdownGrace is how long calls under way may take to end after SIGTERM, and
 	// then once more as long for the records to reach the bucket. Default 20s.
 	ShutdownGrace metav1.Duration `json:"shutdownGrace,omitempty"`
 	// LogLevel is debug, info, warn or error. Default info. No level shows
 	// headers, bodies or tokens.
 	LogLevel string `json:"logLevel,omitempty"`
+}
+
+// Receiver is told of requests and decisions: a CloudEvent in JSON, signed as
+// Standard Webhooks say.
+type Receiver struct {
+	// URL that takes the events; https, except on this machine.
+	URL string `json:"url"`
+	// SecretFile holds the signing secret, in the form whsec_<base64>.
+	SecretFile string `json:"secretFile"`
 }
 
 // Listen says where the broker can be reached.

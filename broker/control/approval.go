@@ -97,7 +97,7 @@ func (c *Controller) reconcileApproval(ctx context.Context, name string) error {
 		return err
 	}
 	decided := meta.FindStatusCondition(update.Status.Conditions, v1alpha1.ApprovalDecided)
-	c.tell(approval, approvals, "Approval"+decided.Reason, decided.Message)
+	c.tell(approval, "Approval"+decided.Reason, decided.Message, verdict.By...)
 	return nil
 }
 

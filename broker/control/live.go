@@ -64,7 +64,7 @@ func (c *Controller) CreateApproval(ctx context.Context, approval *v1alpha1.Appr
 	if err := c.client.create(ctx, approvals, approval, created); err != nil {
 		return nil, fmt.Errorf("creating the approval %q: %w", approval.Name, err)
 	}
-	c.tell(created, approvals, "ApprovalRequested", fmt.Sprintf("waits for %d approvals%s at the gate %s",
+	c.tell(created, "ApprovalRequested", fmt.Sprintf("waits for %d approvals%s at the gate %s",
 		created.Spec.Approvers, ofGroups(created.Spec.Groups), created.Spec.Gate))
 	return created, nil
 }
@@ -184,7 +184,7 @@ func (c *Controller) Consume(ctx context.Context, approval *v1alpha1.Approval, a
 	if err != nil {
 		return fmt.Errorf("consuming the approval %q: %w", approval.Name, err)
 	}
-	c.tell(approval, approvals, "ApprovalConsumed", "used by the call "+auditID)
+	c.tell(approval, "ApprovalConsumed", "used by the call "+auditID)
 	return nil
 }
 
@@ -212,7 +212,7 @@ func (c *Controller) Release(ctx context.Context, name, agent string) error {
 		e := evaluation{grant: grant, released: true, now: c.config.Now()}
 		grant.Status = e.status()
 		if err = c.client.updateStatus(ctx, grants, name, grant); err == nil {
-			c.tell(grant, grants, "TaskGrantEnded", "released by the agent")
+			c.tell(grant, "TaskGrantEnded", "released by the agent")
 			return nil
 		}
 		if !apierrors.IsConflict(err) || ctx.Err() != nil {
