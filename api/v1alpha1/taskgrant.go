@@ -76,6 +76,8 @@ const (
 	GrantActive = "Active"
 	// GrantEnded is True once and for all when the grant is over.
 	GrantEnded = "Ended"
+	// GrantReleased is True once the agent gave the grant back. It sees it no more.
+	GrantReleased = "Released"
 )
 
 // TaskGrantStatus is what became of it. Only brokers write it.
@@ -97,7 +99,7 @@ type TaskGrantStatus struct {
 	// +optional
 	Used *Usage `json:"used,omitempty"`
 	// endReason says why the grant is over: Expired, Revoked, BudgetSpent (of
-	// mutations or streams), PolicyChanged, Suspended or LimitReached.
+	// mutations or streams), PolicyChanged, Suspended, LimitReached or Released.
 	// +optional
 	EndReason string `json:"endReason,omitempty"`
 	// heartbeats of the brokers, by name; used only in the object

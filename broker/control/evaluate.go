@@ -53,14 +53,19 @@ func (e *evaluation) status() v1alpha1.TaskGrantStatus {
 		status.Digest = Digest(&e.grant.Spec)
 		result.message = "until " + until.UTC().Format(time.RFC3339)
 	}
+	e.write(&status, result)
+	return status
+}
+
+// write puts the outcome down as conditions.
+func (e *evaluation) write(status *v1alpha1.TaskGrantStatus, result outcome) {
 	if result.state == ended {
 		status.EndReason = result.reason
 	}
 	approved, activeNow, over := result.state.conditions(status.ActiveFrom != nil)
-	e.set(&status, v1alpha1.GrantApproved, approved, result)
-	e.set(&status, v1alpha1.GrantActive, activeNow, result)
-	e.set(&status, v1alpha1.GrantEnded, over, result)
-	return status
+	e.set(status, v1alpha1.GrantApproved, approved, result)
+	e.set(status, v1alpha1.GrantActive, activeNow, result)
+	e.set(status, v1alpha1.GrantEnded, over, result)
 }
 
 // conditions are Approved, Active and Ended in this state. A grant that ended
