@@ -40,26 +40,35 @@ func (x *exchange) admit() (*admission, *refusal) {
 	if r := x.charge(a); r != nil {
 		return nil, r
 	}
+	if r := x.intend(a); r != nil {
+		return nil, r
+	}
+	a.granted = true
+	return a, nil
+}
+
+// intend puts the intent on record. That of a mutation is durable when it
+// returns; if it cannot be made so, the call is refused.
+func (x *exchange) intend(a *admission) *refusal {
 	e := x.event(recorder.StageRequestReceived)
 	withPrincipal(e, a.principal)
 	object, err := requestObject(x.request)
 	if err != nil {
-		return nil, x.invariant("a body that was decoded cannot be encoded")
+		return x.invariant("a body that was decoded cannot be encoded")
 	}
 	e.RequestObject = object
 	if a.intent, err = x.b.recorder.Append(e); err != nil {
-		return nil, x.unrecorded(err)
+		return x.unrecorded(err)
 	}
 	if x.request.Call.Verb.Mutates() {
 		if err := a.intent.Wait(x.r.Context()); err != nil {
 			x.complete(a, nil, nil, outcomeNotSent)
 			unrecorded := x.unrecorded(err)
 			unrecorded.concluded = true
-			return nil, x.denied(unrecorded)
+			return x.denied(unrecorded)
 		}
 	}
-	a.granted = true
-	return a, nil
+	return nil
 }
 
 // decide asks the grants, and what only the cluster knows about the call.
@@ -77,7 +86,7 @@ func (x *exchange) decide() *refusal {
 	}
 	x.decision = authz.Decide(x.question)
 	if x.decision.Verdict != authz.Allow {
-		return undecided(&x.decision, &x.request.Call)
+		return undecided(&x.decision, &x.question)
 	}
 	return x.knownToCluster()
 }
@@ -140,7 +149,7 @@ func (x *exchange) charge(a *admission) *refusal {
 			return unavailable(authz.NotReady, "BudgetNotReserved", "the budget of the grant %s cannot be reserved at the moment. Next: repeat the same command in a few seconds", d.Grant.Name)
 		}
 		d.Reason, d.Cause = authz.BudgetSpent, spent.Budget
-		return undecided(d, &x.request.Call)
+		return undecided(d, &x.question)
 	}
 	a.meter = meter
 	return nil

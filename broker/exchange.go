@@ -101,8 +101,12 @@ const (
 	annotationGate   = "taskgate.dev/gate"
 )
 
-// withPrincipal notes who the call is in the cluster.
+// withPrincipal notes who the call is in the cluster. A call the broker makes as
+// itself has no principal.
 func withPrincipal(e *recorder.Event, p principal) {
+	if !p.valid() {
+		return
+	}
 	extra := map[string][]string{}
 	for key, value := range p.extras() {
 		extra[key] = []string{value}

@@ -29,9 +29,14 @@ const (
 	outcomeGone    = "client-gone"           // the agent left before the end of the answer
 )
 
-// forward sends an admitted call and relays the answer. A call that goes on is
-// registered, so that it ends with what allowed it.
+// forward sends an admitted call and relays the answer.
 func (x *exchange) forward(a *admission) {
+	x.carry(a, func(ctx context.Context) (*http.Response, error) { return x.b.upstream.send(ctx, a, x.r.Header) })
+}
+
+// carry makes a call whose intent is recorded, and relays the answer. A call that
+// goes on is registered, so that it ends with what allowed it.
+func (x *exchange) carry(a *admission, send func(context.Context) (*http.Response, error)) {
 	ctx := x.r.Context()
 	if x.request.Live {
 		live, done := x.b.live.add(x)
@@ -39,7 +44,7 @@ func (x *exchange) forward(a *admission) {
 		defer x.unstick(live)()
 		ctx = live
 	}
-	response, err := x.b.upstream.send(ctx, a, x.r.Header)
+	response, err := send(ctx)
 	if err != nil {
 		x.unsent(a, ctx, err)
 		return
@@ -133,7 +138,7 @@ func (x *exchange) relay(ctx context.Context, a *admission, response *http.Respo
 	header := x.w.Header()
 	relay.Headers(header, response.Header)
 	header[headerAuditID] = []string{x.auditID}
-	x.warn(header)
+	x.warn(header, a.meter)
 	if x.request.Live {
 		if err := x.opened(response); err != nil {
 			x.complete(a, response, nil, outcomeKept)

@@ -74,7 +74,7 @@ func (x *exchange) deadline() (time.Time, *refusal) {
 	end, reason := x.conn.ends, expiredIdentity()
 	if g := x.decision.Grant; g != nil && g.End().Before(end) {
 		over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
-		end, reason = g.End(), undecided(&over, &x.request.Call)
+		end, reason = g.End(), undecided(&over, &x.question)
 	}
 	return end, reason
 }
@@ -110,11 +110,11 @@ func (x *exchange) stillAllowed(now time.Time) *refusal {
 	}
 	d := authz.Decide(again)
 	if d.Verdict != authz.Allow {
-		return undecided(&d, x.question.Call)
+		return undecided(&d, &again)
 	}
 	if d.Grant != nil && d.Grant.UID != x.decision.Grant.UID {
 		over := authz.Decision{Reason: authz.GrantRevoked, Grant: x.decision.Grant}
-		return undecided(&over, x.question.Call)
+		return undecided(&over, &again)
 	}
 	return nil
 }
