@@ -163,7 +163,7 @@ const (
 	EndPolicyChanged = "PolicyChanged"
 	EndSuspended     = "Suspended"
 	EndLimit         = "LimitReached"
-	EndReleased      = "Released" // by the agent itself
+	EndReleased      = "Released" // given back by the agent
 )
 
 // byStandingThenEnd puts active grants first, the earliest end before the others.

@@ -38,9 +38,17 @@ func (c *Controller) Release(ctx context.Context, name, uid, resourceVersion str
 		case meta.IsStatusConditionTrue(grant.Status.Conditions, v1alpha1.GrantReleased):
 			return nil
 		}
+		over := meta.IsStatusConditionTrue(grant.Status.Conditions, v1alpha1.GrantEnded)
 		grant.Status = released(grant, c.config.Now())
-		if conflict = c.client.updateStatus(ctx, grants, name, grant); conflict == nil || !apierrors.IsConflict(conflict) {
-			return conflict
+		conflict = c.client.updateStatus(ctx, grants, name, grant)
+		switch {
+		case conflict == nil:
+			if !over {
+				c.tell(grant, grants, "TaskGrantEnded", "given back by the agent")
+			}
+			return nil
+		case !apierrors.IsConflict(conflict):
+			return fmt.Errorf("releasing the grant: %w", conflict)
 		}
 		select {
 		case <-ctx.Done():
@@ -53,14 +61,9 @@ func (c *Controller) Release(ctx context.Context, name, uid, resourceVersion str
 
 // released is the status of a grant that its agent gave back.
 func released(grant *v1alpha1.TaskGrant, now time.Time) v1alpha1.TaskGrantStatus {
-	status := *grant.Status.DeepCopy()
-	const message = "given back by the agent"
-	if !meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantEnded) && status.EndReason == "" {
-		e := &evaluation{grant: grant, now: now}
-		e.write(&status, outcome{ended, authz.EndReleased, message})
-	}
+	status := (&evaluation{grant: grant, released: true, now: now}).status()
 	meta.SetStatusCondition(&status.Conditions, metav1.Condition{
-		Type: v1alpha1.GrantReleased, Status: metav1.ConditionTrue, Reason: authz.EndReleased, Message: message,
+		Type: v1alpha1.GrantReleased, Status: metav1.ConditionTrue, Reason: authz.EndReleased, Message: "given back by the agent",
 		ObservedGeneration: grant.Generation, LastTransitionTime: metav1.NewTime(now),
 	})
 	return status
