@@ -107,7 +107,9 @@ func TestTasksClaims(t *testing.T) {
 // TestTasksInvalid: what is wrong is said with the field and the fix.
 func TestTasksInvalid(t *testing.T) {
 	rig := newTasksRig(t)
-	plain := func(change string, into string) string { return strings.Replace(asking("tasks-invalid", ""), change, into, 1) }
+	plain := func(change string, into string) string {
+		return strings.Replace(asking("tasks-invalid", ""), change, into, 1)
+	}
 	for _, row := range []struct {
 		name, manifest string
 		says           []string
@@ -213,7 +215,9 @@ func TestTasksNextStep(t *testing.T) {
 		}
 		return nil
 	})
-	var grant struct{ Spec struct{ Rules json.RawMessage } }
+	var grant struct {
+		Spec struct{ Rules json.RawMessage }
+	}
 	if got := a.kubectl(t, "get", "taskgrant", name, "-o=json"); json.Unmarshal([]byte(got.stdout), &grant) != nil {
 		t.Fatal(got)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // pieces is a body that is made piece by piece, each when it is asked for, so
@@ -74,18 +75,26 @@ func (l *listing) field(to *bytes.Buffer) error {
 		return unexpected(err)
 	}
 	name, _ := token.(string)
-	if l.written++; l.written > 1 {
-		to.WriteByte(',')
-	}
-	fmt.Fprintf(to, "%q:", name)
 	if name == l.array {
+		l.begin(to, name)
 		return l.open(to)
 	}
 	var value any
 	if err := l.decoder.Decode(&value); err != nil {
 		return unexpected(err)
 	}
+	if !slices.Contains([]string{"kind", "apiVersion", "metadata", "columnDefinitions"}, name) {
+		return nil // lists have no other fields; one that nobody knows is not passed on
+	}
+	l.begin(to, name)
 	return l.add(to, l.head(name, value))
+}
+
+func (l *listing) begin(to *bytes.Buffer, name string) {
+	if l.written++; l.written > 1 {
+		to.WriteByte(',')
+	}
+	fmt.Fprintf(to, "%q:", name)
 }
 
 // open begins the array; an empty one may be written as null.
