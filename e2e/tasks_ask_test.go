@@ -237,6 +237,30 @@ func TestTasksNextStep(t *testing.T) {
 	}
 }
 
+// TestTasksWarning: an answer says when the budget is nearly spent.
+func TestTasksWarning(t *testing.T) {
+	rig := newTasksRig(t)
+	a := rig.newAgent(t, "tasks-warned")
+	rig.policy(t, "tasks-warned", a, "grant: {maxTTL: 4h, approval: None}\nbudget: {requests: 20}", tasksRule)
+	rig.ask(t, a, "tasks-warned")
+	warned := 0
+	for range 100 {
+		got := a.do(t, "GET", tasksMap, nil, "")
+		if got.reason() == "BudgetSpent/requests" {
+			if !strings.Contains(got.status().Message, "is spent (requests). Next: echo '") {
+				t.Error(got.status().Message)
+			}
+			break
+		}
+		if strings.Contains(got.header.Get("Warning"), "the budget of the grant tasks-warned is nearly spent (requests)") {
+			warned++
+		}
+	}
+	if warned != 3 { // the 18th, 19th and 20th
+		t.Errorf("%d answers carried the warning", warned)
+	}
+}
+
 // TestTasksPending: a grant that waits for people says how to wait.
 func TestTasksPending(t *testing.T) {
 	rig := newTasksRig(t)
