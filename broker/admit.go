@@ -124,7 +124,7 @@ func (x *exchange) decide() *refusal {
 	}
 	x.decision = authz.Decide(x.question)
 	if x.decision.Verdict == authz.Deny {
-		return undecided(&x.decision, &x.request.Call)
+		return undecided(&x.decision, &x.question)
 	}
 	return x.knownToCluster()
 }
@@ -187,7 +187,7 @@ func (x *exchange) charge(a *admission) *refusal {
 			return unavailable(authz.NotReady, "BudgetNotReserved", "the budget of the grant %s cannot be reserved at the moment. Next: repeat the same command in a few seconds", d.Grant.Name)
 		}
 		d.Reason, d.Cause = authz.BudgetSpent, spent.Budget
-		return undecided(d, &x.request.Call)
+		return undecided(d, &x.question)
 	}
 	a.meter = meter
 	return nil

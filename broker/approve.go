@@ -104,7 +104,7 @@ const controlPatience = 10 * time.Second
 // not answer, or what they say is not understood, the call is refused.
 func (x *exchange) seekApproval() *refusal {
 	if x.b.approvals == nil {
-		return undecided(&x.decision, &x.request.Call)
+		return undecided(&x.decision, &x.question)
 	}
 	state, r := x.attempt()
 	if state == waiting && x.decision.Gate.Hold {
@@ -125,7 +125,7 @@ func (x *exchange) seekApproval() *refusal {
 func (x *exchange) attempt() (approvalState, *refusal) {
 	release, err := x.b.turns.take(x.r.Context(), x.conn.agent)
 	if err != nil { // the agent is gone
-		return unasked, undecided(&x.decision, &x.request.Call)
+		return unasked, undecided(&x.decision, &x.question)
 	}
 	defer release()
 	seen, r := x.lookAtTarget()

@@ -15,6 +15,7 @@ import (
 	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/broker/notify"
 	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/broker/tasks"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -26,6 +27,7 @@ type boundary struct {
 	never    authz.Boundary
 	recorder *recorder.Recorder
 	upstream *upstream
+	tasks    *tasks.Server
 	parser   *request.Parser
 	live     *liveCalls
 	metrics  *metrics
@@ -139,11 +141,14 @@ func (x *exchange) parse() *refusal {
 	return nil
 }
 
-// admitOrAnswer admits a call to the cluster, or answers one that asks about the
+// admitOrAnswer admits a call to the cluster, or answers one that is about the
 // agent itself; then it returns neither.
 func (x *exchange) admitOrAnswer() (*admission, *refusal) {
-	if x.request.Call.AsksAboutItself() {
+	switch {
+	case x.request.Call.AsksAboutItself():
 		return nil, x.review()
+	case x.request.Call.OwnObjects():
+		return nil, x.own()
 	}
 	return x.admit()
 }

@@ -14,6 +14,10 @@
 //	release   no byte of an answer leaves before the intent is durable
 //	complete  the outcome is recorded
 //
+// Calls about the agent itself never get to forward: reviews are answered from the
+// grants (reviews.go), and its own TaskGrants and Approvals are served from the
+// control cluster (own.go, package tasks), decided and recorded like all others.
+//
 // # What it promises
 //
 //   - Nothing is forwarded, and nothing is shown to an agent, before it is on

@@ -120,8 +120,12 @@ const (
 	annotationDeciders = "taskgate.dev/deciders"
 )
 
-// withPrincipal notes who the call is in the cluster.
+// withPrincipal notes who the call is in the cluster. A call the broker makes as
+// itself has no principal.
 func withPrincipal(e *recorder.Event, a *admission) {
+	if !a.principal.valid() {
+		return
+	}
 	if a.user == nil {
 		a.user = a.principal.user()
 	}

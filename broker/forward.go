@@ -29,14 +29,22 @@ const (
 	outcomeGone    = "client-gone"           // the agent left before the end of the answer
 )
 
-// forward sends an admitted call and relays the answer. One that goes on is only
-// begun: its relaying is left to goOn.
+// forward sends an admitted call and relays the answer.
 func (x *exchange) forward(a *admission) {
+	x.carry(a, func(ctx context.Context) (*http.Response, error) { return x.b.upstream.send(ctx, a, x.r.Header) })
+}
+
+// sender makes a call once, and returns the answer.
+type sender func(context.Context) (*http.Response, error)
+
+// carry makes a call whose intent is recorded, and relays the answer. One that
+// goes on is only begun: its relaying is left to goOn.
+func (x *exchange) carry(a *admission, call sender) {
 	if x.request.Live {
-		x.forwardLive(a)
+		x.carryLive(a, call)
 		return
 	}
-	response := x.send(x.r.Context(), a)
+	response := x.send(x.r.Context(), a, call)
 	if response == nil {
 		return
 	}
@@ -48,8 +56,8 @@ func (x *exchange) forward(a *admission) {
 
 // send returns the answer of the cluster if it may reach the agent, or nil after
 // having answered itself.
-func (x *exchange) send(ctx context.Context, a *admission) *http.Response {
-	response, err := x.b.upstream.send(ctx, a, x.r.Header)
+func (x *exchange) send(ctx context.Context, a *admission, call sender) *http.Response {
+	response, err := call(ctx)
 	if err != nil {
 		x.unsent(a, ctx, err)
 		return nil
@@ -152,7 +160,7 @@ func (x *exchange) begin(a *admission, response *http.Response) bool {
 	header := x.w.Header()
 	relay.Headers(header, response.Header)
 	header[headerAuditID] = []string{x.auditID}
-	x.warn(header)
+	x.warn(header, a.meter)
 	if x.request.Live {
 		if err := x.opened(response.StatusCode); err != nil {
 			x.complete(a, response.StatusCode, nil, outcomeKept)

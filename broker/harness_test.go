@@ -26,6 +26,7 @@ import (
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/broker/tasks"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/internal/recordertest"
 	"github.com/taskgate/taskgate/internal/spiffetest"
@@ -114,9 +115,16 @@ func newRig(t testing.TB, changes ...func(*boundary)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ownObjects, err := tasks.New(tasks.Config{
+		Control: &rest.Config{Host: r.stub.server.URL, BearerToken: "brokers-own-token", TLSClientConfig: rest.TLSClientConfig{Insecure: true}}, Index: index, Now: time.Now,
+		Release: func(context.Context, string, string, string) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := zerolog.New(r.logs).Level(zerolog.DebugLevel)
 	r.boundary = &boundary{
-		identity: own, index: index, never: authz.Boundary{Namespaces: []string{"taskgate-system"}}, recorder: r.records, upstream: upstream,
+		identity: own, index: index, never: authz.Boundary{Namespaces: []string{"taskgate-system"}}, recorder: r.records, upstream: upstream, tasks: ownObjects,
 		parser: request.NewParser(), live: newLiveCalls(), metrics: newMetrics(), log: log,
 		now: func() time.Time { return time.Now().Add(time.Duration(r.shift.Load())) },
 		charge: func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error) {

@@ -51,9 +51,9 @@ func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 	}
 }
 
-// forwardLive is forward for a call that goes on. It is registered, so that it
+// carryLive is carry for a call that goes on. It is registered, so that it
 // ends with what allowed it, until goOn is through or there is nothing to go on.
-func (x *exchange) forwardLive(a *admission) {
+func (x *exchange) carryLive(a *admission, call sender) {
 	ctx, done := x.b.live.add(x)
 	release := x.unstick(ctx)
 	end := func() { release(); done() }
@@ -62,7 +62,7 @@ func (x *exchange) forwardLive(a *admission) {
 			end()
 		}
 	}()
-	response := x.send(ctx, a)
+	response := x.send(ctx, a, call)
 	if response == nil {
 		return
 	}
@@ -121,7 +121,7 @@ func (x *exchange) ending() *refusal {
 		return expiredIdentity()
 	}
 	over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
-	return undecided(&over, &x.request.Call)
+	return undecided(&over, &x.question)
 }
 
 // recheck ends every call that would not be allowed now. It takes the lock only
@@ -157,11 +157,11 @@ func (x *exchange) stillAllowed(now time.Time) *refusal {
 	// A gate that this very call has passed, or waits at, does not end it.
 	passed := d.Verdict == authz.NeedsApproval && sameGate(d.Gate, x.decision.Gate)
 	if d.Verdict != authz.Allow && !passed {
-		return undecided(&d, x.question.Call)
+		return undecided(&d, &again)
 	}
 	if d.Grant != nil && d.Grant.UID != x.decision.Grant.UID {
 		over := authz.Decision{Reason: authz.GrantRevoked, Grant: x.decision.Grant}
-		return undecided(&over, x.question.Call)
+		return undecided(&over, &again)
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func (x *exchange) showsSidecar() *refusal {
 	for _, container := range append(pod.Spec.Containers, pod.Spec.InitContainers...) {
 		if container.Name == sidecarContainer {
 			x.decision.Reason, x.decision.Cause = authz.PolicyDenied, "Sidecar"
-			return x.denied(undecided(&x.decision, c))
+			return x.denied(undecided(&x.decision, &x.question))
 		}
 	}
 	return nil

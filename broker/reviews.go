@@ -82,7 +82,7 @@ func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview)
 			"allowed by %s once people agree: every such call needs %s (gate %s)", basis(&d), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)}
 		return
 	}
-	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, question.Call).Error()}
+	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, &question).Error()}
 }
 
 func basis(d *authz.Decision) string {
@@ -109,6 +109,9 @@ func asked(spec *authorizationv1.SelfSubjectAccessReviewSpec) *authz.Call {
 	if call.Group == "" && call.Resource == "namespaces" && call.Namespace == "" {
 		call.Namespace = call.Name // as in the path of such a call
 	}
+	if call.Group == authz.OwnGroup {
+		call.Namespace = "" // kubectl sends one; these objects are in none
+	}
 	return call
 }
 
@@ -125,6 +128,7 @@ func (x *exchange) rulesReview(review *authorizationv1.SelfSubjectRulesReview) {
 		},
 		EvaluationError: "calls that wait for a person (gates) and calls that are never allowed are listed if a grant covers them; kubectl auth can-i VERB RESOURCE tells them apart",
 	}
+	review.Status.ResourceRules = append(review.Status.ResourceRules, ownRules(x.question.Set)...)
 	for _, held := range x.question.Set.Held(x.question.Now) {
 		if !held.Active {
 			continue
@@ -137,6 +141,21 @@ func (x *exchange) rulesReview(review *authorizationv1.SelfSubjectRulesReview) {
 			}
 		}
 	}
+}
+
+// ownRules are what an agent may do with its own grants and approvals.
+func ownRules(set *authz.Set) []authorizationv1.ResourceRule {
+	var rules []authorizationv1.ResourceRule
+	for _, resource := range []string{"taskgrants", "approvals"} {
+		rule := authorizationv1.ResourceRule{APIGroups: []string{authz.OwnGroup}, Resources: []string{resource}}
+		for _, verb := range []authz.Verb{authz.Get, authz.List, authz.Watch, authz.Create, authz.Delete} {
+			if call := (authz.Call{Verb: verb, Group: authz.OwnGroup, Resource: resource}); call.OwnObjects() && set.OwnObjects(&call).Verdict == authz.Allow {
+				rule.Verbs = append(rule.Verbs, verb.String())
+			}
+		}
+		rules = append(rules, rule)
+	}
+	return rules
 }
 
 func holdsIn(rule *authz.Rule, namespace string) bool {

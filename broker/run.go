@@ -17,6 +17,7 @@ import (
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/broker/tasks"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -145,8 +146,12 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	if err != nil {
 		return nil, err
 	}
+	own, err := tasks.New(tasks.Config{Control: controlled, Index: index, Release: controller.Release, Now: clock.Now})
+	if err != nil {
+		return nil, err
+	}
 	b = &boundary{
-		identity: source, index: index, never: never, recorder: records, upstream: upstream, parser: request.NewParser(),
+		identity: source, index: index, never: never, recorder: records, upstream: upstream, tasks: own, parser: request.NewParser(),
 		live: newLiveCalls(), metrics: newMetrics(), log: log, now: clock.Now, charge: controller.Charge, kindOf: kinds.lookup,
 		cluster: config.Cluster, approvals: controller, notify: notifier,
 	}

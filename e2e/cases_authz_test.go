@@ -45,9 +45,7 @@ func TestNever(t *testing.T) {
 	}
 	every := []struct{ method, suffix string }{{"GET", ""}, {"GET", "/x"}, {"POST", ""}, {"PUT", "/x"}, {"PATCH", "/x"}, {"DELETE", "/x"}, {"DELETE", ""}}
 	for collection, cause := range map[string]string{
-		"/apis/taskgate.dev/v1alpha1/taskgrants":                                           "OwnObjects",
 		"/apis/taskgate.dev/v1alpha1/agentpolicies":                                        "OwnObjects",
-		"/apis/taskgate.dev/v1alpha1/approvals":                                            "OwnObjects",
 		"/apis/taskgate.dev/v1alpha1/decisions":                                            "OwnObjects",
 		"/api/v1/namespaces/taskgate-system/pods":                                          "ProtectedNamespace",
 		"/api/v1/namespaces/taskgate-system/configmaps":                                    "ProtectedNamespace",
@@ -234,6 +232,13 @@ func TestCanI(t *testing.T) {
 		{"list", "", "nodes", "", "", "", "GET", "/api/v1/nodes", ""},
 		{"get", "", "nodes", "proxy", "", "kwok-0", "GET", "/api/v1/nodes/kwok-0/proxy", ""},
 		{"list", "taskgate.dev", "taskgrants", "", "", "", "GET", "/apis/taskgate.dev/v1alpha1/taskgrants", ""},
+		{"list", "taskgate.dev", "taskgrants", "", "default", "", "GET", "/apis/taskgate.dev/v1alpha1/taskgrants", ""}, // as kubectl asks
+		{"watch", "taskgate.dev", "approvals", "", "", "", "GET", "/apis/taskgate.dev/v1alpha1/approvals?watch=true&timeoutSeconds=1", ""},
+		{"create", "taskgate.dev", "taskgrants", "", "", "", "POST", "/apis/taskgate.dev/v1alpha1/taskgrants?dryRun=All", tasksJSON("case-can-i")},
+		{"delete", "taskgate.dev", "taskgrants", "", "", "absent", "DELETE", "/apis/taskgate.dev/v1alpha1/taskgrants/absent", ""},
+		{"update", "taskgate.dev", "taskgrants", "", "", "absent", "PUT", "/apis/taskgate.dev/v1alpha1/taskgrants/absent", ""},
+		{"create", "taskgate.dev", "decisions", "", "", "", "POST", "/apis/taskgate.dev/v1alpha1/decisions", ""},
+		{"get", "taskgate.dev", "approvals", "status", "", "absent", "GET", "/apis/taskgate.dev/v1alpha1/approvals/absent/status", ""},
 		{"list", "apps", "deployments", "", "case-a", "", "GET", "/apis/apps/v1/namespaces/case-a/deployments", ""},
 		{"create", "authorization.k8s.io", "subjectaccessreviews", "", "", "", "POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", `{"kind":"SubjectAccessReview","apiVersion":"authorization.k8s.io/v1","spec":{"user":"x","resourceAttributes":{"verb":"get","resource":"pods"}}}`},
 	}

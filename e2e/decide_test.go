@@ -186,15 +186,17 @@ func (r *decideRig) release(t *testing.T) {
 		r.createGrant(t, r.as(t, "olga", "operators"), grantManifest(name, "grants-decide-release", r.agent("release"), "30m", mapRule("x")))
 	}
 	ask("decide-release")
-	r.until(t, "decide-release", decideActive)
-	if err := r.controller.Release(t.Context(), "decide-release", r.agent("other")); !apierrors.IsNotFound(err) {
-		t.Errorf("another agent's grant: %v", err)
+	given := r.until(t, "decide-release", decideActive)
+	for _, uid := range []string{"another", ""} {
+		if err := r.controller.Release(t.Context(), "decide-release", uid, ""); !apierrors.IsConflict(err) {
+			t.Errorf("another grant of the name: %v", err)
+		}
 	}
-	if err := r.controller.Release(t.Context(), "decide-release", ""); !apierrors.IsNotFound(err) {
-		t.Errorf("nobody's: %v", err)
+	if err := r.controller.Release(t.Context(), "decide-release", string(given.UID), "1"); !apierrors.IsConflict(err) {
+		t.Errorf("the grant as it was: %v", err)
 	}
 	for range 2 {
-		if err := r.controller.Release(t.Context(), "decide-release", r.agent("release")); err != nil {
+		if err := r.controller.Release(t.Context(), "decide-release", string(given.UID), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -322,7 +324,7 @@ func (r *decideRig) cleaningUp(t *testing.T) {
 	r.decides(t, approvalTarget(approval), "Approve", "alice")
 	r.decides(t, approvalTarget(kept), "Approve", "alice")
 	r.untilApproval(t, "ap-clean", v1alpha1.DecidedApproved)
-	if err := r.controller.Release(t.Context(), "decide-clean", grant.Spec.Agent); err != nil {
+	if err := r.controller.Release(t.Context(), "decide-clean", string(grant.UID), ""); err != nil {
 		t.Fatal(err)
 	}
 	r.ownerOf(t, "decide-revoked")

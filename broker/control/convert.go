@@ -33,7 +33,7 @@ func Policy(object *v1alpha1.AgentPolicy) *authz.Policy {
 	spec := &object.Spec
 	policy := &authz.Policy{
 		Name: object.Name, UID: string(object.UID), Agents: spec.Agents, Suspended: spec.Suspended,
-		Allow: rules(spec.Allow), Waive: spec.Waive, Budget: budget(spec.Budget),
+		Allow: rules(spec.Allow), Waive: spec.Waive, Budget: budget(spec.Budget), MaxTTL: spec.Grant.MaxTTL.Duration,
 	}
 	for i := range spec.Gates {
 		policy.Gates = append(policy.Gates, gate(object.Name, &spec.Gates[i]))

@@ -193,30 +193,3 @@ func consumed(approval *v1alpha1.Approval) bool {
 	return approval.Status.ConsumedBy != "" || approval.Status.ConsumedAt != nil ||
 		meta.IsStatusConditionTrue(approval.Status.Conditions, v1alpha1.ApprovalConsumed)
 }
-
-// Release ends a grant of an agent that gives it back. A grant that is gone, or
-// that another agent holds, is an error that apierrors.IsNotFound knows; one that
-// is over already stays as it is.
-func (c *Controller) Release(ctx context.Context, name, agent string) error {
-	for {
-		grant, err := c.client.getGrant(ctx, name)
-		if err != nil {
-			return fmt.Errorf("reading the grant to release: %w", err)
-		}
-		if agent == "" || grant.Spec.Agent != agent {
-			return apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource(grants).GroupResource(), name)
-		}
-		if meta.IsStatusConditionTrue(grant.Status.Conditions, v1alpha1.GrantEnded) {
-			return nil
-		}
-		e := evaluation{grant: grant, released: true, now: c.config.Now()}
-		grant.Status = e.status()
-		if err = c.client.updateStatus(ctx, grants, name, grant); err == nil {
-			c.tell(grant, "TaskGrantEnded", "released by the agent")
-			return nil
-		}
-		if !apierrors.IsConflict(err) || ctx.Err() != nil {
-			return fmt.Errorf("releasing the grant: %w", err)
-		}
-	}
-}
