@@ -31,7 +31,7 @@ func TestTasksInformer(t *testing.T) {
 	factory := dynamicinformer.NewDynamicSharedInformerFactory(client, 0)
 	shared := factory.ForResource(grantsResource).Informer()
 	listing := cache.NewSharedInformer(&cache.ListWatch{ // no WatchList: it lists, then watches
-		ListFunc: func(options metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			return client.Resource(grantsResource).List(ctx, options)
 		},
 		WatchFuncWithContext: client.Resource(grantsResource).Watch,
