@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -189,7 +190,8 @@ const burst = 256
 // tidy gives memory back to the system once many calls have begun and no more
 // do: what beginning them left behind, and half of each stack that was needed for
 // it. They may idle for hours, and the collector by itself would wait until as much
-// garbage came together as there is memory in use. It costs one collection.
+// garbage came together as there is memory in use. It costs two collections: the
+// first only sets pools aside.
 func (l *liveCalls) tidy(ctx context.Context) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -201,6 +203,7 @@ func (l *liveCalls) tidy(ctx context.Context) {
 		}
 		count := l.count()
 		if count == last && count >= tidied+burst {
+			runtime.GC()
 			debug.FreeOSMemory()
 			tidied = count
 		}
