@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"net/http"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -77,6 +79,7 @@ func (x *exchange) carryLive(a *admission, call sender) {
 	// What the rest does not need would be held for as long as it takes.
 	response.Request, response.Header = nil, nil
 	a.intent, a.user, x.last = recorder.Receipt{}, nil, nil
+	x.request.Sent()
 }
 
 // goOn relays an answer that goes on. Its frames stay on the stack while nothing
@@ -179,6 +182,34 @@ func (l *liveCalls) run(ctx context.Context, changed <-chan struct{}, now func()
 		case <-ticker.C:
 		}
 		l.recheck(now)
+	}
+}
+
+// burst is how many calls begin before the memory of their beginning is worth
+// giving back.
+const burst = 256
+
+// tidy gives memory back to the system once many calls have begun and no more
+// do: what beginning them left behind, and half of each stack that was needed for
+// it. They may idle for hours, and the collector by itself would wait until as much
+// garbage came together as there is memory in use. It costs two collections: the
+// first only sets pools aside.
+func (l *liveCalls) tidy(ctx context.Context) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for tidied, last := 0, 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		count := l.count()
+		if count == last && count >= tidied+burst {
+			runtime.GC()
+			debug.FreeOSMemory()
+			tidied = count
+		}
+		tidied, last = min(tidied, count), count
 	}
 }
 

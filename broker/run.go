@@ -226,6 +226,7 @@ func (p *parts) serve(ctx context.Context, config *Configuration) error {
 		asError(p.notify.Run),
 		asError(p.health.run),
 		asError(func(ctx context.Context) { p.live.run(ctx, p.index.Changed(), p.now) }),
+		asError(p.live.tidy),
 		asError(func(ctx context.Context) { p.report(ctx, p.health) }),
 	} {
 		group.Go(func() error { return run(background) })
