@@ -224,7 +224,7 @@ func (p *grantsPair) lastOf(t *testing.T, auditID string) map[string]string {
 func testEndedOnBoth(t *testing.T, p *grantsPair) {
 	maps := p.open(t, "ended", "{requests: 100000}")
 	watches := [2]*faultWatch{p.agents[0].open(t, maps+"?watch=true"), p.agents[1].open(t, maps+"?watch=true")}
-	p.patch(t, grantsResource, "grants-ended", `{"spec":{"revoked":true}}`)
+	p.patch(t, grantsResource, "grants-ended", revokeAndResume)
 	began := time.Now()
 	for i, agent := range p.agents {
 		got := callUntilRefused(t, agent.agent, maps, 5*time.Second)
@@ -249,7 +249,7 @@ func testOneStale(t *testing.T, p *grantsPair) {
 		defer cancel()
 		return agent.call(ctx, "GET", maps, "")
 	}
-	p.patch(t, grantsResource, "grants-stale", `{"spec":{"revoked":true}}`)
+	p.patch(t, grantsResource, "grants-stale", revokeAndResume)
 	if got := callUntilRefused(t, p.agents[0].agent, maps, 5*time.Second); got.refused.reason != "GrantRevoked" {
 		t.Errorf("the broker that hears: %s", got.refused)
 	}

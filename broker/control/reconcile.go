@@ -42,9 +42,7 @@ func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
 		status = evaluation.status()
 	}
 	c.wakeAtEnd(name, &status)
-	if evaluation.asksPeople() {
-		c.queue.AddAfter(item{grants, name}, lookAgain)
-	}
+	c.lookAgainAt(name, evaluation)
 	if same(&grant.Status, &status) {
 		return nil
 	}
@@ -65,6 +63,19 @@ const lookAgain = 30 * time.Second
 // verdicts finds out what people decided. If nothing counts at the moment it says
 // why.
 type verdicts func(context.Context, Requirement) (verdict Verdict, uncounted string, err error)
+
+// lookAgainAt looks again at a grant that waits for people, soon if their word does
+// not count at the moment.
+func (c *Controller) lookAgainAt(name string, e *evaluation) {
+	if !e.asksPeople() {
+		return
+	}
+	after := lookAgain
+	if e.uncounted != "" {
+		after = guardEvery
+	}
+	c.queue.AddAfter(item{grants, name}, after)
+}
 
 // evaluation gathers what a grant's status depends on.
 func (c *Controller) evaluation(ctx context.Context, grant *v1alpha1.TaskGrant, policy *v1alpha1.AgentPolicy, decided verdicts) (*evaluation, error) {
