@@ -41,6 +41,7 @@ type boundary struct {
 	cluster string
 	// approvals is where people are asked; without it no gated call is let through.
 	approvals approvals
+	asking    Approvals // how much one agent may ask
 	turns     turns
 
 	conns sync.Map // net.Conn → *agentConn, while it is open

@@ -142,7 +142,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	b := &boundary{
 		identity: source, index: index, never: never, recorder: records, upstream: upstream, parser: request.NewParser(),
 		live: newLiveCalls(), metrics: newMetrics(), log: log, now: clock.Now, charge: controller.Charge, kindOf: kinds.lookup,
-		cluster: config.Cluster, approvals: controller,
+		cluster: config.Cluster, approvals: controller, asking: config.Approvals,
 	}
 	checks := &health{
 		checks: []check{
