@@ -385,6 +385,9 @@ func (r *decideRig) withoutGuards(t *testing.T) {
 				return nil
 			})
 			r.untilReady(t, "[-]decision-policies: "+change.says)
+			if got := r.alpha(t).do(t, "GET", "/version", nil, ""); got.code != 200 {
+				t.Errorf("a call that nobody has to approve: %d %s", got.code, got.body)
+			}
 		}
 		// To apply the file again would merge its actions with what was patched in.
 		r.admin(t, "replace", "--force", "-f", "../manifests/admission/"+strings.TrimPrefix(change.name, "taskgate-")+".yaml")

@@ -101,17 +101,17 @@ func (c *Controller) reconcileApproval(ctx context.Context, name string) error {
 	return nil
 }
 
-// verdictOnApproval is nobody's verdict if the grant is gone or nothing counts.
+// verdictOnApproval is nobody's verdict if the grant is gone or nothing counts. For
+// a status the last look at the admission policies will do.
 func (c *Controller) verdictOnApproval(ctx context.Context, approval *v1alpha1.Approval) (Verdict, error) {
 	need, err := c.RequirementOf(ctx, approval)
-	if gone(err) {
+	if gone(err) || c.DecisionsCount() != nil {
 		return Verdict{}, nil
 	}
 	if err != nil {
 		return Verdict{}, err
 	}
-	verdict, _, err := c.counted(ctx, need)
-	return verdict, err
+	return c.verdictOn(ctx, need)
 }
 
 // decidedForGood reports whether the status of an Approval changes no more.

@@ -101,10 +101,15 @@ func approvalRequirement(approval *v1alpha1.Approval, grant *v1alpha1.TaskGrant)
 // is back: whoever may change those in the control cluster could approve
 // anything.
 func (c *Controller) VerdictOn(ctx context.Context, r Requirement) (Verdict, error) {
-	if err := c.deciding.compare(ctx); err != nil {
+	if err := c.deciding.atOnce(ctx); err != nil {
 		return Verdict{}, fmt.Errorf("no decision counts: %w", err)
 	}
-	if r.UID == "" {
+	return c.verdictOn(ctx, r)
+}
+
+// verdictOn is VerdictOn without a look at the admission policies.
+func (c *Controller) verdictOn(ctx context.Context, r Requirement) (Verdict, error) {
+	if !r.complete() {
 		return Verdict{}, nil
 	}
 	var list v1alpha1.DecisionList
