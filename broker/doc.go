@@ -20,8 +20,10 @@
 //   - Nothing is forwarded, and nothing is shown to an agent, before it is on
 //     record: mutations wait for the disk before they are sent, reads before the
 //     first byte of the answer is released. Refusals are records too.
+//
 //   - What reaches the cluster carries exactly the bound principal. The transport
 //     itself refuses anything else (hop.go).
+//
 //   - A call that goes on (watch, follow) ends when what allowed it ends: the
 //     grant, the SVID, the freshness of the policies, the broker.
 //
