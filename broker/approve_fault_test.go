@@ -3,7 +3,10 @@ package broker
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -154,6 +157,44 @@ func TestApprovalUnrecorded(t *testing.T) {
 	r.deletes("RecorderUnavailable")
 	if r.people.consumed != 0 {
 		t.Error("an approval was used")
+	}
+}
+
+// TestApprovalDurable: when an approval is used, the intent of the call is on disk,
+// also of a call that only reads.
+func TestApprovalDurable(t *testing.T) {
+	p := newPeople(t)
+	r := newGatedRig(t, p)
+	const secret = "/api/v1/namespaces/shop/secrets/db"
+	r.call("GET", secret, "", "ApprovalRequired")
+	a := r.approve()
+	used := false
+	p.onUse = func() {
+		used = true
+		var onDisk strings.Builder
+		err := filepath.WalkDir(r.spool, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			onDisk.Write(content)
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		const intent = `"stage":"RequestReceived","requestURI":"` + secret + `"`
+		found := false
+		for line := range strings.Lines(onDisk.String()) {
+			found = found || strings.Contains(line, intent) && strings.Contains(line, `"taskgate.dev/approval":"`+a.Name+`"`)
+		}
+		if !found {
+			t.Error("the approval was used before the intent was durable")
+		}
+	}
+	r.call("GET", secret, "", "")
+	if !used {
+		t.Error("the approval was not used")
 	}
 }
 

@@ -78,6 +78,7 @@ func (p *people) CreateApproval(_ context.Context, a *v1alpha1.Approval) (*v1alp
 	}
 	p.creates++
 	made := a.DeepCopy()
+	made.CreationTimestamp = metav1.NewTime(a.Spec.ExpiresAt.Add(-authz.DefaultTTL)) // by the rig's clock
 	made.UID = types.UID(fmt.Sprintf("ap-uid-%d", p.creates))
 	p.store(made)
 	return made.DeepCopy(), nil
@@ -180,7 +181,7 @@ type gatedRig struct {
 func newGatedRig(t *testing.T, p *people, changes ...func(*boundary)) *gatedRig {
 	t.Helper()
 	r := &gatedRig{people: p, world: &world{uid: "ns-uid-1", version: "7", members: []string{"web-0", "web-1"}}}
-	r.rig = newRig(t, append(changes, func(b *boundary) { b.approvals, b.cluster = p, "test" })...)
+	r.rig = newRig(t, append(changes, func(b *boundary) { b.approvals, b.cluster, b.asking = p, "test", Approvals{MaxOpen: 16, MaxPerDay: 20} })...)
 	r.stub.set(r.world.serve)
 	r.grant(time.Hour, authz.Rule{Namespaces: []string{"*"}, APIGroups: []string{"*"}, Resources: []string{"*"}, Verbs: []string{"*"}})
 	return r

@@ -259,7 +259,7 @@ func TestApprovalOfCollection(t *testing.T) {
 // TestApprovalQuota is T125.
 func TestApprovalQuota(t *testing.T) {
 	r := newGatedRig(t, newPeople(t))
-	for i := range maxOpen {
+	for i := range r.boundary.asking.MaxOpen {
 		r.call("DELETE", fmt.Sprintf("%s-%d", theNamespace, i), "", "ApprovalRequired")
 	}
 	got := r.call("DELETE", theNamespace+"-one-more", "", "BudgetSpent/ApprovalQuota")
@@ -272,6 +272,22 @@ func TestApprovalQuota(t *testing.T) {
 		break
 	}
 	r.call("DELETE", theNamespace+"-one-more", "", "ApprovalRequired")
+}
+
+// TestApprovalQuotaOfADay: what was decided counts, too.
+func TestApprovalQuotaOfADay(t *testing.T) {
+	r := newGatedRig(t, newPeople(t))
+	for i := range r.boundary.asking.MaxPerDay {
+		r.call("DELETE", fmt.Sprintf("%s-%d", theNamespace, i), "", "ApprovalRequired")
+		for name, a := range r.people.items {
+			if len(a.Status.Conditions) == 0 {
+				r.people.decide(name, control.Denied, r.boundary.now())
+			}
+		}
+	}
+	if got := r.deletes("BudgetSpent/ApprovalQuota"); !strings.Contains(got.status.Message, "24 hours") {
+		t.Errorf("got %q", got.status.Message)
+	}
 }
 
 // TestApprovalOfManyConnections: one prompt, whoever asks how often at how many

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -20,11 +21,6 @@ import (
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/recorder"
 )
-
-// maxOpen is how many requests of one agent may wait for people at a time, so
-// that one agent cannot hide what the others ask. Each replica may overrun it by
-// the one it makes at that moment.
-const maxOpen = 16
 
 // ask asks people about a call that nobody was asked about yet, unless there is no
 // point in it: the agent holds a yes for something else, people have enough to
@@ -112,7 +108,10 @@ func numberOf(name, digest string) (int, bool) {
 	return number, found && err == nil && nameOf(digest, number) == name
 }
 
-// worthAsking looks at the agent's other requests.
+// worthAsking looks at the agent's other requests, of which it may have so many
+// and no more. Each replica may overrun that by the one it makes at that moment.
+//
+// Fails closed: if they cannot be read, nothing is asked.
 func (x *exchange) worthAsking() *refusal {
 	ctx, cancel := x.forControl()
 	defer cancel()
@@ -120,33 +119,60 @@ func (x *exchange) worthAsking() *refusal {
 	if err != nil {
 		return x.unknown(err)
 	}
-	open := 0
+	if r := x.settledBefore(ctx, all); r != nil {
+		return r
+	}
+	open, today := 0, 0
 	for i := range all {
-		a := &all[i]
-		if _, used := consumedAt(a); !used && x.b.now().Before(a.Spec.ExpiresAt.Time) && !meta.IsStatusConditionTrue(a.Status.Conditions, v1alpha1.ApprovalDecided) {
+		if x.waits(&all[i]) {
 			open++
 		}
-		if !x.similar(a) {
-			continue
+		if x.b.now().Sub(all[i].CreationTimestamp.Time) < 24*time.Hour {
+			today++
+		}
+	}
+	switch {
+	case x.gated.target.missing != nil:
+		return x.denied(x.gated.target.missing)
+	case open >= x.b.asking.MaxOpen:
+		return refuse(authz.BudgetSpent, "ApprovalQuota", http.StatusForbidden,
+			"%d of your requests wait for approval already, as many as may at a time. Next: wait until one is decided (kubectl get approvals), then repeat the same command", open)
+	case today >= x.b.asking.MaxPerDay:
+		return refuse(authz.BudgetSpent, "ApprovalQuota", http.StatusForbidden,
+			"you have asked for %d approvals in 24 hours, as many as may be. Next: tell whoever gave you the task; retrying changes nothing before tomorrow", today)
+	}
+	return nil
+}
+
+// settledBefore looks for what people said to another form of the same call: a yes
+// that still holds, and the same call that was made a moment ago and whose target
+// it changed.
+func (x *exchange) settledBefore(ctx context.Context, all []v1alpha1.Approval) *refusal {
+	for i := range all {
+		a := &all[i]
+		_, used := consumedAt(a)
+		usable := x.b.now().Before(a.Spec.ExpiresAt.Add(a.Spec.UseWithin.Duration))
+		if !x.similar(a) || !used && !usable {
+			continue // and nobody has to be asked about it
 		}
 		s, err := x.judge(ctx, a)
 		switch {
 		case err != nil:
 			return x.unknown(err)
 		case s.state == consumed && x.b.now().Before(s.since.Add(s.gone)) && x.sameButTarget(a):
-			return x.tell(&s) // what it was about has changed or is gone, by that call
+			return x.tell(&s)
 		case s.state == approved:
 			return x.mismatch(&s)
 		}
 	}
-	switch {
-	case x.gated.target.missing != nil:
-		return x.denied(x.gated.target.missing)
-	case open >= maxOpen:
-		return refuse(authz.BudgetSpent, "ApprovalQuota", http.StatusForbidden,
-			"%d of your requests wait for approval already, as many as may at a time. Next: wait until one is decided (kubectl get approvals), then repeat the same command", open)
-	}
 	return nil
+}
+
+// waits reports whether people still have to decide about an Approval, as far as
+// its status says: only a number depends on it.
+func (x *exchange) waits(a *v1alpha1.Approval) bool {
+	_, used := consumedAt(a)
+	return !used && x.b.now().Before(a.Spec.ExpiresAt.Time) && !meta.IsStatusConditionTrue(a.Status.Conditions, v1alpha1.ApprovalDecided)
 }
 
 // similar reports whether an Approval is about another form of this call: the

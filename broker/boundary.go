@@ -45,6 +45,7 @@ type boundary struct {
 	cluster string
 	// approvals is where people are asked; without it no gated call is let through.
 	approvals approvals
+	asking    Approvals // how much one agent may ask
 	turns     turns
 	notify    *notify.Notifier // nil: nobody is told
 

@@ -37,8 +37,9 @@ type Configuration struct {
 	Guarded Cluster `json:"guarded"`
 	// Control is the cluster that holds the objects of taskgate.dev. Default: the
 	// guarded one.
-	Control *Cluster `json:"control,omitempty"`
-	Never   Never    `json:"never"`
+	Control   *Cluster  `json:"control,omitempty"`
+	Never     Never     `json:"never"`
+	Approvals Approvals `json:"approvals,omitempty"`
 	// StaleAfter is how long decisions may rest on policies that have not been
 	// proven fresh. Default 30s, at most 5m.
 	StaleAfter metav1.Duration `json:"staleAfter,omitempty"`
@@ -104,6 +105,16 @@ type Never struct {
 	AgentNamespaces []string `json:"agentNamespaces,omitempty"`
 }
 
+// Approvals bounds what one agent may ask of people.
+type Approvals struct {
+	// MaxOpen is how many requests of one agent may wait for people at a time, so
+	// that it cannot hide what others ask. Default 16.
+	MaxOpen int `json:"maxOpen,omitempty"`
+	// MaxPerDay is how many requests one agent may make in 24 hours; they stay
+	// until their grant is cleaned up. Default 200.
+	MaxPerDay int `json:"maxPerDay,omitempty"`
+}
+
 // Recorder says where records go.
 type Recorder struct {
 	// Spool is a directory of the broker's own on a local disk that survives a
@@ -167,6 +178,8 @@ func (c *Configuration) complete() error {
 	orDefault(&c.StaleAfter.Duration, 30*time.Second)
 	orDefault(&c.ShutdownGrace.Duration, 20*time.Second)
 	orDefault(&c.KeepEnded.Duration, 7*24*time.Hour)
+	orDefault(&c.Approvals.MaxOpen, 16)
+	orDefault(&c.Approvals.MaxPerDay, 200)
 	if c.Never.Namespaces == nil {
 		c.Never.Namespaces = &[]string{"taskgate-system", "spire", "spire-server", "spire-system"}
 	}
@@ -190,6 +203,7 @@ func (c *Configuration) complete() error {
 		"recorder.store.endpoint: %q is neither https nor on this machine; set unsafeHTTP if you accept that whoever listens reads the records", c.Recorder.Store.Endpoint)
 	wrong(c.StaleAfter.Duration < time.Second || c.StaleAfter.Duration > 5*time.Minute, "staleAfter: must be 1s to 5m")
 	wrong(c.KeepEnded.Duration < 10*time.Second, "keepEnded: must be at least 10s, such as 168h for a week")
+	wrong(c.Approvals.MaxOpen < 1 || c.Approvals.MaxPerDay < 1, "approvals: maxOpen and maxPerDay must be at least 1")
 	wrong(!slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel), "logLevel: must be debug, info, warn or error")
 	for field, address := range map[string]string{"listen.agents": c.Listen.Agents, "listen.health": c.Listen.Health} {
 		_, _, err := net.SplitHostPort(address)

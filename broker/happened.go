@@ -41,7 +41,9 @@ func (b *boundary) happened(h control.Happening) {
 	if len(h.By) > 0 {
 		e.Annotations[annotationDeciders] = joinNames(h.By)
 	}
-	if _, err := b.recorder.Append(e); err != nil {
+	if h.Reason == "ApprovalRequested" {
+		// The call that asked has made a record of it, with what people see.
+	} else if _, err := b.recorder.Append(e); err != nil {
 		b.log.Warn().Err(err).Str("name", h.Name).Str("reason", h.Reason).Msg("cannot record what became of a grant or an approval")
 	}
 	b.notify.Send(notificationOf(&h))

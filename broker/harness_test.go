@@ -48,6 +48,7 @@ type rig struct {
 	stub     *stub
 	store    *recordertest.MemoryStore
 	records  *recorder.Recorder
+	spool    string // its directory
 	logs     *bytes.Buffer
 	agent    *identity.Source
 	workload *spiffetest.Server
@@ -106,6 +107,7 @@ func newRig(t testing.TB, changes ...func(*boundary)) *rig {
 	t.Cleanup(r.stub.server.Close)
 
 	config := recordertest.Config(t, r.store, own)
+	r.spool = config.Spool
 	r.records = recordertest.Open(t, config)
 	index, err := authz.NewIndex(authz.Boundary{Namespaces: []string{"taskgate-system"}})
 	if err != nil {

@@ -226,8 +226,8 @@ func (x *exchange) status(r *refusal) metav1.Status {
 		c := &x.request.Call
 		status.Details.Name, status.Details.Group, status.Details.Kind = c.Name, c.Group, c.Resource
 	}
-	if r.word != "" {
-		status.Reason = r.word
+	if r.word != "" { // NotFound, Invalid, …: not that it is forbidden
+		status.Reason, status.Message = r.word, r.Error()
 	}
 	if r.details != nil {
 		causes := append(status.Details.Causes, r.details.Causes...)

@@ -153,7 +153,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	b = &boundary{
 		identity: source, index: index, never: never, recorder: records, upstream: upstream, tasks: own, parser: request.NewParser(),
 		live: newLiveCalls(), metrics: newMetrics(), log: log, now: clock.Now, charge: controller.Charge, kindOf: kinds.lookup,
-		cluster: config.Cluster, approvals: controller, notify: notifier,
+		cluster: config.Cluster, approvals: controller, asking: config.Approvals, notify: notifier,
 	}
 	checks := &health{
 		checks: []check{
