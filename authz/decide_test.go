@@ -123,6 +123,9 @@ func outcome(d authz.Decision) string {
 	if d.Waived != "" {
 		text += " waived:" + d.Waived
 	}
+	if d.Verdict != authz.Deny && d.Rule != nil && !d.Values {
+		text += " masked"
+	}
 	return text
 }
 
@@ -380,9 +383,27 @@ func TestConstraints(t *testing.T) {
 	}
 	get := call("get shop:secrets db")
 	check("waived", "allow waived:secret-values", get, secrets)
-	check("a redacted rule shows nothing while values cannot be masked", "wait ApprovalRequired secret-values", get, redacted)
-	check("one of two rules redacts", "allow waived:secret-values", get, redacted, secrets)
 	check("redaction is about Secrets", "allow", call("get shop:pods web-0"), redacted)
+
+	about := func(rule authz.Rule, names ...string) authz.Rule { rule.ResourceNames = names; return rule }
+	for _, waive := range []string{"secret-values", "exec"} {
+		policy.Waive = []string{waive}
+		values := map[string]string{"secret-values": "allow waived:secret-values", "exec": "wait ApprovalRequired secret-values"}[waive]
+		check("redacted", "allow masked", get, redacted)
+		check("a redacted write", "allow masked", call("patch shop:secrets db"), redacted)
+		check("a redacted creation", "allow masked", call("create shop:secrets"), redacted)
+		check("of two rules about all the redacted one", "allow masked", get, secrets, redacted)
+		check("… in any order", "allow masked", get, redacted, everything)
+		check("a rule that names the Secret", values, get, redacted, about(secrets, "db"))
+		check("… another one", "allow masked", get, redacted, about(secrets, "other"))
+		check("… both do", "allow masked", get, about(secrets, "db"), about(redacted, "db"))
+		check("… a list names none", "allow masked", call("list shop:secrets"), redacted, about(secrets, "db"))
+		check("a creation shows what the agent sent", "allow", call("create shop:secrets"), secrets)
+	}
+	policy.Gates = []authz.Gate{{Name: "mine", Approvers: 1, Resources: []string{"secrets"}}}
+	check("a policy's own gate stands before masked answers", "wait ApprovalRequired mine masked", get, redacted)
+	policy.Gates = nil
+	check("other gates stand", "wait ApprovalRequired deletecollection masked", call("deletecollection shop:secrets"), redacted)
 
 	pod := call("create shop:pods")
 	pod.ServiceAccount = "builder"

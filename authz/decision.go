@@ -65,6 +65,9 @@ type Decision struct {
 	Covering int
 	// Waived is the built-in gate that would have stood, had it not been waived.
 	Waived string
+	// Values says that the answer may show the values of Secrets. Without it every
+	// answer to a call on Secrets has to be masked, whatever the verdict.
+	Values bool
 	// Self is set for reviews the broker answers from the grants.
 	Self bool
 }

@@ -66,6 +66,15 @@ type builtin struct {
 	hits func(*Call) bool
 }
 
+// stands reports whether the gate is in the way of a call under a rule. Values
+// that are masked need nobody's yes.
+func (b *builtin) stands(c *Call, rule *Rule) bool {
+	return b.hits(c) && !(b.gate.Name == secretValues && rule.Redacted)
+}
+
+// secretValues is the gate before the values of Secrets.
+const secretValues = "secret-values"
+
 // builtins returns the built-in gates (design, section 5) in the order in which
 // they are tried.
 func builtins() []builtin {
@@ -84,7 +93,7 @@ func builtins() []builtin {
 		named("debug", func(c *Call) bool {
 			return core(c, "pods") && c.Subresource == "ephemeralcontainers" && c.Verb.Mutates()
 		}),
-		named("secret-values", func(c *Call) bool { return showsSecrets(c) }),
+		named(secretValues, showsSecrets),
 		named("rbac", func(c *Call) bool { return c.Group == "rbac.authorization.k8s.io" && c.Verb.Mutates() }),
 		named("crd", func(c *Call) bool {
 			return c.Group == "apiextensions.k8s.io" && c.Resource == "customresourcedefinitions" && c.Verb.Mutates()
@@ -99,4 +108,4 @@ func core(c *Call, resource string) bool { return c.Group == "" && c.Resource ==
 // showsSecrets holds for every call whose answer can carry values of Secrets the
 // agent did not send itself: the API server answers a patch, an update and some
 // deletes with the whole object.
-func showsSecrets(c *Call) bool { return core(c, "secrets") && c.Verb != Create }
+func showsSecrets(c *Call) bool { return c.Secrets() && c.Verb != Create }

@@ -72,20 +72,39 @@ func (g *heldGrant) coveringRule(c *Call) *Rule {
 	return rule
 }
 
-// ruleFor prefers a rule that constrains nothing the call needs.
+// ruleFor prefers a rule that lets the pod run as it wants to, and of those
+// about Secrets the one that says most about this one (see Rule.preference).
 func (g *heldGrant) ruleFor(c *Call, verb Verb) *Rule {
-	var constrained *Rule
+	var best *Rule
+	most := -1
 	for i := range g.rules {
 		if !g.rules[i].match(c, verb) {
 			continue
 		}
-		if rule := &g.Rules[i]; rule.runsAs(c.ServiceAccount) && !rule.Redacted {
-			return rule
-		} else if constrained == nil {
-			constrained = rule
+		if preference := g.Rules[i].preference(c); preference > most {
+			best, most = &g.Rules[i], preference
 		}
 	}
-	return constrained
+	return best
+}
+
+// preference orders the rules of a grant that match the same call. Where one rule
+// redacts and another does not, the agent cannot choose between seeing keys at
+// once and asking for values: a rule that names the Secret goes before one that is
+// about all of them, and otherwise the rule that redacts goes first. So a grant on
+// everything can keep Secrets masked, and one that masks them can except one.
+func (r *Rule) preference(c *Call) int {
+	preference := 0
+	if r.runsAs(c.ServiceAccount) {
+		preference += 4
+	}
+	if c.Secrets() && len(r.ResourceNames) > 0 {
+		preference += 2
+	}
+	if c.Secrets() && r.Redacted {
+		preference++
+	}
+	return preference
 }
 
 // runsAs reports whether pods under the rule may use the service account.
@@ -194,12 +213,13 @@ func (s *Set) gated(c *Call, d Decision) Decision {
 		d.Reason, d.Cause = PolicyDenied, "PodPolicy"
 		return d
 	}
+	d.Values = !(c.Secrets() && d.Rule.Redacted)
 	if gate := s.gate(c, d.Rule); gate != nil {
 		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, gate
 		return d
 	}
 	for i := range s.waived {
-		if s.waived[i].hits(c) {
+		if s.waived[i].stands(c, d.Rule) {
 			d.Waived = s.waived[i].gate.Name
 			break
 		}
@@ -213,7 +233,7 @@ func (s *Set) gated(c *Call, d Decision) Decision {
 func (s *Set) gate(c *Call, rule *Rule) *Gate {
 	var strictest *Gate
 	for i := range s.builtins {
-		if s.builtins[i].hits(c) {
+		if s.builtins[i].stands(c, rule) {
 			strictest = &s.builtins[i].gate
 			break
 		}
@@ -222,10 +242,6 @@ func (s *Set) gate(c *Call, rule *Rule) *Gate {
 		if s.gates[i].match(c) && (strictest == nil || s.gates[i].Approvers >= strictest.Approvers) {
 			strictest = s.gates[i].Gate
 		}
-	}
-	if strictest == nil && rule.Redacted && showsSecrets(c) {
-		// Masking comes with a later version; until then nothing is shown.
-		return &Gate{Name: "secret-values", Approvers: 1}
 	}
 	return strictest
 }

@@ -22,6 +22,9 @@ type admission struct {
 	// a read the answer must wait for it.
 	intent recorder.Receipt
 	meter  *control.Meter // nil if no grant is charged
+	// verbatim says that the agent may read the answer as the cluster wrote it;
+	// without it the answer is masked (values.go).
+	verbatim bool
 }
 
 // admit is the one door. It decides about the call, charges its grant, and puts
@@ -33,7 +36,7 @@ func (x *exchange) admit() (*admission, *refusal) {
 	if r := x.decide(); r != nil {
 		return nil, r
 	}
-	a := &admission{request: x.request, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: x.auditID}
+	a := &admission{request: x.request, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: x.auditID, verbatim: !x.masks()}
 	if !a.principal.valid() {
 		return nil, x.invariant("a grant without agent, task or policy was about to be used")
 	}
@@ -79,7 +82,10 @@ func (x *exchange) decide() *refusal {
 	if x.decision.Verdict != authz.Allow {
 		return undecided(&x.decision, &x.request.Call)
 	}
-	return x.knownToCluster()
+	if r := x.knownToCluster(); r != nil {
+		return r
+	}
+	return x.staysMasked()
 }
 
 // headerGrant carries the name of the grant a sidecar is pinned to. An agent

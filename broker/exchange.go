@@ -87,6 +87,9 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 	if d.Gate != nil {
 		e.Annotations[annotationGate] = d.Gate.Name
 	}
+	if d.Rule != nil && d.Verdict == authz.Allow && x.masks() {
+		e.Annotations[annotationValues] = "Redacted"
+	}
 	if d.Waived != "" {
 		e.Annotations[recorder.AnnotationWaived] = d.Waived
 	}
@@ -99,6 +102,7 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 const (
 	annotationDryRun = "taskgate.dev/dry-run"
 	annotationGate   = "taskgate.dev/gate"
+	annotationValues = "taskgate.dev/values" // Redacted: the answer was masked
 )
 
 // withPrincipal notes who the call is in the cluster.

@@ -141,9 +141,8 @@ func (x *exchange) relay(ctx context.Context, a *admission, response *http.Respo
 			return
 		}
 	}
-	x.w.WriteHeader(response.StatusCode)
 	tally, last := newTally(x.request), byte('\n')
-	_, err := relay.Body(x.w, response.Body, x.request.Live, func(piece []byte) error {
+	tap := func(piece []byte) error {
 		if a.meter != nil && !a.meter.Out(len(piece), x.decision.Budget) {
 			return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
 				"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
@@ -151,7 +150,23 @@ func (x *exchange) relay(ctx context.Context, a *admission, response *http.Respo
 		tally.add(piece)
 		last = piece[len(piece)-1]
 		return nil
-	})
+	}
+	var err error
+	if a.verbatim {
+		x.w.WriteHeader(response.StatusCode)
+		_, err = relay.Body(x.w, response.Body, x.request.Live, tap)
+	} else if begun, failed := x.relayMasked(response, tap); !begun && cutBy(ctx, failed) != nil {
+		x.withhold(a, response, cutBy(ctx, failed))
+		return
+	} else {
+		err = failed
+	}
+	x.ended(ctx, a, response, tally, err, last == '\n')
+}
+
+// ended records how an answer that was begun came to its end, and tells the agent
+// if that was too soon.
+func (x *exchange) ended(ctx context.Context, a *admission, response *http.Response, tally *tally, err error, atLineEnd bool) {
 	if err == nil {
 		x.complete(a, response, tally, "")
 		return
@@ -170,7 +185,7 @@ func (x *exchange) relay(ctx context.Context, a *admission, response *http.Respo
 		_ = http.NewResponseController(x.w).Flush() // the answer is broken off either way
 		panic(http.ErrAbortHandler)
 	}
-	x.farewell(cut, response.Header.Get("Content-Type"), last == '\n')
+	x.farewell(cut, response.Header.Get("Content-Type"), atLineEnd)
 }
 
 // cutBy returns why the broker itself ended an answer, nil if it did not.

@@ -274,6 +274,8 @@ func statusReason(status int) metav1.StatusReason {
 		return metav1.StatusReasonInternalError
 	case http.StatusRequestTimeout:
 		return metav1.StatusReasonTimeout
+	case http.StatusTooManyRequests:
+		return metav1.StatusReasonTooManyRequests
 	}
 	return metav1.StatusReasonBadRequest
 }

@@ -74,7 +74,11 @@ func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview)
 	question.Call = asked(&review.Spec)
 	d := authz.Decide(question)
 	if d.Verdict == authz.Allow {
-		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: "allowed by " + basis(&d)}
+		reason := "allowed by " + basis(&d)
+		if question.Call.Secrets() && !d.Values {
+			reason += "; values are masked"
+		}
+		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: reason}
 		return
 	}
 	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, question.Call).Error()}
