@@ -8,7 +8,7 @@ DIR    ?= .testbed
 ifeq ($(origin KUBECONFIG),command line)
 CLUSTER := --kubeconfig $(abspath $(KUBECONFIG))
 endif
-FUZZTIME ?= 10s
+FUZZTIME ?= 5s
 TESTBED   = cd e2e && go run ./cmd/testbed
 
 help: ## Say what there is
@@ -28,7 +28,7 @@ unit: compiler ## Unit tests, with the race detector
 e2e: tools ## End-to-end tests: real API server, real SPIRE, real S3 with object lock
 	cd e2e && go test -parallel 6 -timeout 30m ./...
 
-fuzz: ## Each fuzz target for FUZZTIME (10s)
+fuzz: ## Each fuzz target for FUZZTIME (5s)
 	@set -e; go list ./... | while read -r package; do \
 	  go test -list '^Fuzz' "$$package" | grep '^Fuzz' | while read -r target; do \
 	    echo "fuzz $$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" >/tmp/fuzz.$$$$ 2>&1 || { cat /tmp/fuzz.$$$$; exit 1; }; \

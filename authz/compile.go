@@ -99,8 +99,11 @@ func (s *Set) addPolicies(policies map[string]*policyRow) {
 	for _, b := range builtins() {
 		if waivedByAll(policies, b.gate.Name) {
 			s.waived = append(s.waived, b)
-		} else {
-			s.builtins = append(s.builtins, b)
+			continue
+		}
+		s.builtins = append(s.builtins, b)
+		if !b.writesOnly {
+			s.forReads = append(s.forReads, b)
 		}
 	}
 }
@@ -160,6 +163,7 @@ const (
 	EndPolicyChanged = "PolicyChanged"
 	EndSuspended     = "Suspended"
 	EndLimit         = "LimitReached"
+	EndReleased      = "Released" // given back by the agent
 )
 
 // byStandingThenEnd puts active grants first, the earliest end before the others.

@@ -91,26 +91,39 @@ type Question struct {
 // the same answer. The order of the checks is the order of the reasons a person
 // wants to hear; any of them failing denies.
 func Decide(q Question) Decision {
+	var d Decision
+	q.decide(&d)
+	return d
+}
+
+// decide writes the answer into a zero Decision: on the way there it is large
+// enough for copies to cost as much as the checks.
+func (q *Question) decide(d *Decision) {
 	switch {
 	case q.Set == nil || q.Call == nil:
-		return Decision{Reason: NotReady}
+		d.Reason = NotReady
+		return
 	case !q.Now.Before(q.FreshUntil): // zero included
-		return Decision{Reason: PolicyStale}
+		d.Reason = PolicyStale
+		return
 	case q.Set.suspended != "":
-		return Decision{Reason: PolicyDenied, Cause: "Suspended"}
+		d.Reason, d.Cause = PolicyDenied, "Suspended"
+		return
 	case q.Call.Verb == 0:
-		return Decision{Reason: BadPath}
+		d.Reason = BadPath
+		return
 	case q.Call.discovery():
-		return Decision{Verdict: Allow}
+		d.Verdict = Allow
+		return
 	case q.Call.AsksAboutItself():
-		return Decision{Verdict: Allow, Self: true}
+		d.Verdict, d.Self = Allow, true
+		return
 	}
 	if cause := q.Set.boundary.never(q.Call); cause != "" {
-		return Decision{Reason: PolicyDenied, Cause: cause}
+		d.Reason, d.Cause = PolicyDenied, cause
+		return
 	}
-	d := q.Set.cover(&q)
-	if d.Reason != "" {
-		return d
+	if q.cover(d); d.Reason == "" {
+		q.Set.gated(q.Call, d)
 	}
-	return q.Set.gated(q.Call, d)
 }

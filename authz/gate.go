@@ -63,13 +63,20 @@ func (g *compiledGate) match(c *Call) bool {
 // builtin is a gate that stands unless every policy of the agent waives it.
 type builtin struct {
 	gate Gate
-	hits func(*Call) bool
+	// writesOnly says that it never stands before a call that only reads. Most
+	// calls do, and are not asked about such a gate at all (Set.gate).
+	writesOnly bool
+	about      func(*Call) bool
+}
+
+func (b *builtin) hits(c *Call) bool {
+	return (c.Verb.Mutates() || !b.writesOnly) && b.about(c)
 }
 
 // stands reports whether the gate is in the way of a call under a rule. Values
 // that are masked need nobody's yes.
 func (b *builtin) stands(c *Call, rule *Rule) bool {
-	return b.hits(c) && !(b.gate.Name == secretValues && rule.Redacted)
+	return b.hits(c) && !(rule.Redacted && b.gate.Name == secretValues)
 }
 
 // secretValues is the gate before the values of Secrets.
@@ -78,28 +85,29 @@ const secretValues = "secret-values"
 // builtins returns the built-in gates (design, section 5) in the order in which
 // they are tried.
 func builtins() []builtin {
-	named := func(name string, hits func(*Call) bool) builtin {
-		return builtin{Gate{Name: name, Approvers: 1}, hits}
+	named := func(name string, about func(*Call) bool) builtin {
+		return builtin{gate: Gate{Name: name, Approvers: 1}, about: about}
+	}
+	writes := func(name string, about func(*Call) bool) builtin {
+		return builtin{gate: Gate{Name: name, Approvers: 1}, writesOnly: true, about: about}
 	}
 	return []builtin{
 		named("namespace-delete", func(c *Call) bool {
 			return core(c, "namespaces") && (c.Verb == Delete || c.Subresource == "finalize")
 		}),
-		named("deletecollection", func(c *Call) bool { return c.Verb == DeleteCollection }),
+		writes("deletecollection", func(c *Call) bool { return c.Verb == DeleteCollection }),
 		named("exec", func(c *Call) bool {
 			return core(c, "pods") && (c.Subresource == "exec" || c.Subresource == "attach")
 		}),
 		named("port-forward", func(c *Call) bool { return core(c, "pods") && c.Subresource == "portforward" }),
-		named("debug", func(c *Call) bool {
-			return core(c, "pods") && c.Subresource == "ephemeralcontainers" && c.Verb.Mutates()
-		}),
+		writes("debug", func(c *Call) bool { return core(c, "pods") && c.Subresource == "ephemeralcontainers" }),
 		named(secretValues, showsSecrets),
-		named("rbac", func(c *Call) bool { return c.Group == "rbac.authorization.k8s.io" && c.Verb.Mutates() }),
-		named("crd", func(c *Call) bool {
-			return c.Group == "apiextensions.k8s.io" && c.Resource == "customresourcedefinitions" && c.Verb.Mutates()
+		writes("rbac", func(c *Call) bool { return c.Group == "rbac.authorization.k8s.io" }),
+		writes("crd", func(c *Call) bool {
+			return c.Group == "apiextensions.k8s.io" && c.Resource == "customresourcedefinitions"
 		}),
-		named("pv", func(c *Call) bool { return core(c, "persistentvolumes") && c.Verb.Mutates() }),
-		named("node", func(c *Call) bool { return core(c, "nodes") && c.Verb.Mutates() }),
+		writes("pv", func(c *Call) bool { return core(c, "persistentvolumes") }),
+		writes("node", func(c *Call) bool { return core(c, "nodes") }),
 	}
 }
 

@@ -11,6 +11,7 @@ type Set struct {
 	boundary  *Boundary
 	suspended string    // name of a suspended policy that is about the agent
 	builtins  []builtin // built-in gates that stand
+	forReads  []builtin // … and of those the ones that can stand before a read
 	waived    []builtin // … and those that do not
 	gates     []compiledGate
 	grants    []heldGrant // as byStandingThenEnd orders them
@@ -84,6 +85,9 @@ func (g *heldGrant) ruleFor(c *Call, verb Verb) *Rule {
 		if preference := g.Rules[i].preference(c); preference > most {
 			best, most = &g.Rules[i], preference
 		}
+		if most > 0 && !c.Secrets() {
+			return best // no rule can be better
+		}
 	}
 	return best
 }
@@ -121,8 +125,8 @@ func (g *heldGrant) createFor(c *Call) *Rule {
 
 // cover finds the grant that is charged: of the active ones that cover the call
 // the one that ends first. If there is none, it finds the most useful reason.
-func (s *Set) cover(q *Question) Decision {
-	var d Decision
+func (q *Question) cover(d *Decision) {
+	s := q.Set
 	best, actives := standing(refused), 0
 	var only *Grant
 	var since time.Time
@@ -153,7 +157,6 @@ func (s *Set) cover(q *Question) Decision {
 	}
 	switch {
 	case d.Covering > 0:
-		return d
 	case best != refused:
 		d.Reason, d.Rule = best.reason(), nil
 	case actives > 0:
@@ -164,7 +167,6 @@ func (s *Set) cover(q *Question) Decision {
 	default:
 		d.Reason = NoGrant
 	}
-	return d
 }
 
 // better prefers a grant that may still come over one that is over, and of those
@@ -208,15 +210,15 @@ func (s *Set) Held(now time.Time) []Held {
 }
 
 // gated turns a covered call into an allowed one unless a gate stands before it.
-func (s *Set) gated(c *Call, d Decision) Decision {
+func (s *Set) gated(c *Call, d *Decision) {
 	if !d.Rule.runsAs(c.ServiceAccount) {
 		d.Reason, d.Cause = PolicyDenied, "PodPolicy"
-		return d
+		return
 	}
 	d.Values = !(c.Secrets() && d.Rule.Redacted)
 	if gate := s.gate(c, d.Rule); gate != nil {
 		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, gate
-		return d
+		return
 	}
 	for i := range s.waived {
 		if s.waived[i].stands(c, d.Rule) {
@@ -225,16 +227,19 @@ func (s *Set) gated(c *Call, d Decision) Decision {
 		}
 	}
 	d.Verdict = Allow
-	return d
 }
 
 // gate returns the strictest gate before the call: the one that asks for most
 // people, a policy's own before a built-in one where they ask for as many.
 func (s *Set) gate(c *Call, rule *Rule) *Gate {
 	var strictest *Gate
-	for i := range s.builtins {
-		if s.builtins[i].stands(c, rule) {
-			strictest = &s.builtins[i].gate
+	builtins := s.builtins
+	if !c.Verb.Mutates() {
+		builtins = s.forReads
+	}
+	for i := range builtins {
+		if builtins[i].stands(c, rule) {
+			strictest = &builtins[i].gate
 			break
 		}
 	}

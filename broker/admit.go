@@ -17,6 +17,7 @@ type admission struct {
 	granted   bool
 	request   *request.Request
 	principal principal
+	user      *recorder.UserInfo // principal, once a record needed it
 	auditID   string
 	// intent is the record of the call; for a mutation it is durable already, for
 	// a read the answer must wait for it.
@@ -44,7 +45,7 @@ func (x *exchange) admit() (*admission, *refusal) {
 		return nil, r
 	}
 	e := x.event(recorder.StageRequestReceived)
-	withPrincipal(e, a.principal)
+	withPrincipal(e, a)
 	object, err := requestObject(x.request)
 	if err != nil {
 		return nil, x.invariant("a body that was decoded cannot be encoded")
@@ -55,7 +56,7 @@ func (x *exchange) admit() (*admission, *refusal) {
 	}
 	if x.request.Call.Verb.Mutates() {
 		if err := a.intent.Wait(x.r.Context()); err != nil {
-			x.complete(a, nil, nil, outcomeNotSent)
+			x.complete(a, 0, nil, outcomeNotSent)
 			unrecorded := x.unrecorded(err)
 			unrecorded.concluded = true
 			return nil, x.denied(unrecorded)

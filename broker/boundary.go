@@ -2,8 +2,9 @@ package broker
 
 import (
 	"context"
-	"net"
+	"fmt"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -43,11 +44,47 @@ type boundary struct {
 // bodyDeadline is the time a request has to arrive whole.
 const bodyDeadline = 30 * time.Second
 
-// ServeHTTP takes one request through the boundary.
+// ServeHTTP takes one request through the boundary. What it does before an answer
+// that goes on begins to, it does on another goroutine: the stack it needs for
+// that is several times what waiting for events takes, and a thousand idle watches
+// would keep it. Sidecars send such calls over HTTP/2, and no others.
 func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{b: b, conn: connOf(r), w: w, r: r, started: b.now(), auditID: uuid.NewString()}
+	if r.ProtoMajor == 2 {
+		apart(x.serve)
+	} else {
+		x.serve()
+	}
+	if x.going != nil {
+		x.goOn()
+	}
+}
+
+// apart does something on another goroutine and returns when it is done. A panic
+// there goes on here, where net/http expects it.
+func apart(do func()) {
+	done := make(chan any)
+	go func() {
+		defer func() {
+			problem := recover()
+			if problem != nil && problem != http.ErrAbortHandler {
+				problem = fmt.Sprintf("%v\n%s", problem, debug.Stack())
+			}
+			done <- problem
+		}()
+		do()
+	}()
+	if problem := <-done; problem != nil {
+		panic(problem)
+	}
+}
+
+// serve takes a request up to the end of its answer, or to the beginning of one
+// that goes on.
+func (x *exchange) serve() {
+	b, w, r := x.b, x.w, x.r
 	if x.conn == nil {
-		x.conn = &agentConn{agent: "unknown"}
+		x.conn = &agentConn{agent: "unknown", sources: sources(r.RemoteAddr)}
 		x.refuse(&refusal{reason: authz.IdentityUnknown, status: http.StatusUnauthorized, close: true, text: "the identity of the connection could not be verified"})
 		return
 	}
@@ -105,19 +142,16 @@ func (x *exchange) admitOrAnswer() (*admission, *refusal) {
 
 // recordMalformed records that a peer sent what is no HTTP request. What it was
 // is not kept: it was never understood.
-func (b *boundary) recordMalformed(conn *agentConn, peer net.Addr) {
+func (b *boundary) recordMalformed(conn *agentConn) {
 	now := recorder.MicroTime{Time: b.now()}
 	e := &recorder.Event{
-		AuditID: uuid.NewString(), Stage: recorder.StageResponseComplete, User: recorder.UserInfo{Username: conn.agent},
+		AuditID: uuid.NewString(), Stage: recorder.StageResponseComplete, User: recorder.UserInfo{Username: conn.agent}, SourceIPs: conn.sources,
 		RequestReceivedTimestamp: now, StageTimestamp: now,
 		ResponseStatus: &recorder.ResponseStatus{Status: "Failure", Code: http.StatusBadRequest, Reason: string(authz.BadHeader)},
 		Annotations: map[string]string{
 			recorder.AnnotationSVID: conn.svid, recorder.AnnotationDecision: "deny",
 			recorder.AnnotationReason: string(authz.BadHeader), recorder.AnnotationCause: "Malformed",
 		},
-	}
-	if host, _, err := net.SplitHostPort(peer.String()); err == nil {
-		e.SourceIPs = []string{host}
 	}
 	if _, err := b.recorder.Append(e); err != nil {
 		b.log.Warn().Err(err).Msg("cannot record a malformed request; it was refused all the same")

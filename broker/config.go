@@ -42,7 +42,11 @@ type Configuration struct {
 	// StaleAfter is how long decisions may rest on policies that have not been
 	// proven fresh. Default 30s, at most 5m.
 	StaleAfter metav1.Duration `json:"staleAfter,omitempty"`
-	Recorder   Recorder        `json:"recorder"`
+	// KeepEnded is how long TaskGrants that have ended stay in the control cluster,
+	// with their Approvals and Decisions; the records stay in any case. Default
+	// 168h (a week), at least 10s.
+	KeepEnded metav1.Duration `json:"keepEnded,omitempty"`
+	Recorder  Recorder        `json:"recorder"`
 	// ShutdownGrace is how long calls under way may take to end after SIGTERM, and
 	// then once more as long for the records to reach the bucket. Default 20s.
 	ShutdownGrace metav1.Duration `json:"shutdownGrace,omitempty"`
@@ -150,6 +154,7 @@ func (c *Configuration) complete() error {
 	orDefault(&c.Recorder.Store.Region, "us-east-1")
 	orDefault(&c.StaleAfter.Duration, 30*time.Second)
 	orDefault(&c.ShutdownGrace.Duration, 20*time.Second)
+	orDefault(&c.KeepEnded.Duration, 7*24*time.Hour)
 	if c.Never.Namespaces == nil {
 		c.Never.Namespaces = &[]string{"taskgate-system", "spire", "spire-server", "spire-system"}
 	}
@@ -172,6 +177,7 @@ func (c *Configuration) complete() error {
 	wrong(!c.Recorder.Store.UnsafeHTTP && !local(c.Recorder.Store.Endpoint),
 		"recorder.store.endpoint: %q is neither https nor on this machine; set unsafeHTTP if you accept that whoever listens reads the records", c.Recorder.Store.Endpoint)
 	wrong(c.StaleAfter.Duration < time.Second || c.StaleAfter.Duration > 5*time.Minute, "staleAfter: must be 1s to 5m")
+	wrong(c.KeepEnded.Duration < 10*time.Second, "keepEnded: must be at least 10s, such as 168h for a week")
 	wrong(!slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel), "logLevel: must be debug, info, warn or error")
 	for field, address := range map[string]string{"listen.agents": c.Listen.Agents, "listen.health": c.Listen.Health} {
 		_, _, err := net.SplitHostPort(address)

@@ -24,6 +24,8 @@ type agentConn struct {
 	// connection then, so the broker has to tell what is on it before.
 	ends time.Time
 	svid string // SHA-256 of the leaf certificate, in hexadecimal
+	// sources is the address at the other end, as records have it.
+	sources []string
 	// unread counts requests that began to arrive and have not reached the
 	// handler; on HTTP/1.1 one that never does was malformed.
 	unread atomic.Int32
@@ -43,12 +45,21 @@ func (b *boundary) connContext(ctx context.Context, raw net.Conn) context.Contex
 		return ctx
 	}
 	leaf := peer.LeafSHA256()
-	known := &agentConn{peer: peer, pin: b.index.Pin(peer.ID()), agent: peer.ID().String(), svid: hex.EncodeToString(leaf[:]), ends: peer.NotAfter()}
+	known := &agentConn{peer: peer, pin: b.index.Pin(peer.ID()), agent: peer.ID().String(), svid: hex.EncodeToString(leaf[:]), ends: peer.NotAfter(), sources: sources(raw.RemoteAddr().String())}
 	if own, err := b.identity.GetX509SVID(); err == nil && own.Certificates[0].NotAfter.Before(known.ends) {
 		known.ends = own.Certificates[0].NotAfter
 	}
 	b.conns.Store(raw, known)
 	return context.WithValue(ctx, connKey{}, known)
+}
+
+// sources is the address without its port; nil if there is none.
+func sources(address string) []string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil
+	}
+	return []string{host}
 }
 
 func connOf(r *http.Request) *agentConn {
@@ -96,7 +107,7 @@ func (b *boundary) connState(raw net.Conn, state http.ConnState) {
 	case http.StateClosed, http.StateHijacked:
 		b.conns.Delete(raw)
 		if conn.unread.Load() > 0 {
-			b.recordMalformed(conn, raw.RemoteAddr())
+			b.recordMalformed(conn)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash"
-	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -27,22 +26,33 @@ type exchange struct {
 	request  *request.Request
 	decision authz.Decision
 	question authz.Question
+
+	// last is the record that was begun last; the next one is written over it.
+	last *recorder.Event
+	// going is the answer that goes on once serve has returned; nil if there is
+	// none.
+	going *going
 }
 
 // event begins a record about this call. The fields every record of a call
-// shares are the same in all of them, so that each line can be read alone.
+// shares are the same in all of them, so that each line can be read alone. It is
+// good until the next one is begun.
 func (x *exchange) event(stage recorder.Stage) *recorder.Event {
-	e := &recorder.Event{
+	if x.last == nil {
+		x.last = &recorder.Event{Annotations: make(map[string]string, 8)}
+	}
+	e := x.last
+	clear(e.Annotations)
+	*e = recorder.Event{
 		AuditID: x.auditID, Stage: stage, RequestURI: x.r.RequestURI, Verb: x.r.Method,
 		User:                     recorder.UserInfo{Username: x.conn.agent},
 		UserAgent:                x.r.UserAgent(),
 		RequestReceivedTimestamp: recorder.MicroTime{Time: x.started},
 		StageTimestamp:           recorder.MicroTime{Time: x.b.now()},
-		Annotations:              map[string]string{recorder.AnnotationSVID: x.conn.svid},
+		SourceIPs:                x.conn.sources,
+		Annotations:              e.Annotations,
 	}
-	if host, _, err := net.SplitHostPort(x.r.RemoteAddr); err == nil {
-		e.SourceIPs = []string{host}
-	}
+	e.Annotations[recorder.AnnotationSVID] = x.conn.svid
 	if x.request != nil {
 		describeCall(e, x.request)
 	}
@@ -106,12 +116,11 @@ const (
 )
 
 // withPrincipal notes who the call is in the cluster.
-func withPrincipal(e *recorder.Event, p principal) {
-	extra := map[string][]string{}
-	for key, value := range p.extras() {
-		extra[key] = []string{value}
+func withPrincipal(e *recorder.Event, a *admission) {
+	if a.user == nil {
+		a.user = a.principal.user()
 	}
-	e.ImpersonatedUser = &recorder.UserInfo{Username: upstreamUser, Groups: p.groups(), Extra: extra}
+	e.ImpersonatedUser = a.user
 }
 
 // tally counts and hashes an answer on its way out.

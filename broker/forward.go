@@ -29,33 +29,41 @@ const (
 	outcomeGone    = "client-gone"           // the agent left before the end of the answer
 )
 
-// forward sends an admitted call and relays the answer. A call that goes on is
-// registered, so that it ends with what allowed it.
+// forward sends an admitted call and relays the answer. One that goes on is only
+// begun: its relaying is left to goOn.
 func (x *exchange) forward(a *admission) {
-	ctx := x.r.Context()
 	if x.request.Live {
-		live, done := x.b.live.add(x)
-		defer done()
-		defer x.unstick(live)()
-		ctx = live
+		x.forwardLive(a)
+		return
 	}
-	response, err := x.b.upstream.send(ctx, a, x.r.Header)
-	if err != nil {
-		x.unsent(a, ctx, err)
+	response := x.send(x.r.Context(), a)
+	if response == nil {
 		return
 	}
 	defer response.Body.Close()
+	if x.begin(a, response) {
+		x.relay(&going{admission: a, code: response.StatusCode, body: response.Body})
+	}
+}
+
+// send returns the answer of the cluster if it may reach the agent, or nil after
+// having answered itself.
+func (x *exchange) send(ctx context.Context, a *admission) *http.Response {
+	response, err := x.b.upstream.send(ctx, a, x.r.Header)
+	if err != nil {
+		x.unsent(a, ctx, err)
+		return nil
+	}
 	// The fsync of a read hides under the call upstream; from here on nothing
 	// leaves before it is done.
 	if err := a.intent.Wait(ctx); err != nil {
-		x.complete(a, response, nil, outcomeKept)
+		x.complete(a, response.StatusCode, nil, outcomeKept)
 		x.answer(x.unrecorded(err))
-		return
+	} else if !x.replaced(a, response) {
+		return response
 	}
-	if x.replaced(a, response) {
-		return
-	}
-	x.relay(ctx, a, response)
+	response.Body.Close()
+	return nil
 }
 
 // unsent ends a call that got no answer. Whether a mutation took effect is then
@@ -65,7 +73,7 @@ func (x *exchange) unsent(a *admission, ctx context.Context, err error) {
 	if errors.Is(err, errInvariant) {
 		outcome = outcomeNotSent
 	}
-	x.complete(a, nil, nil, outcome)
+	x.complete(a, 0, nil, outcome)
 	var cut *refusal
 	switch {
 	case errors.As(context.Cause(ctx), &cut):
@@ -101,7 +109,7 @@ func (x *exchange) replaced(a *admission, response *http.Response) bool {
 		return false
 	}
 	x.decision.Reason = r.reason
-	x.complete(a, response, nil, "upstream_"+strconv.Itoa(status))
+	x.complete(a, status, nil, "upstream_"+strconv.Itoa(status))
 	x.b.metrics.refused(r.reason)
 	x.answer(r)
 	return true
@@ -128,55 +136,83 @@ func upstreamDenied(response *http.Response, grant *authz.Grant) *refusal {
 	return r
 }
 
-// relay passes the answer on, counting and hashing it.
-func (x *exchange) relay(ctx context.Context, a *admission, response *http.Response) {
+// begin writes the head of the answer, and reports whether its body may follow.
+func (x *exchange) begin(a *admission, response *http.Response) bool {
 	header := x.w.Header()
 	relay.Headers(header, response.Header)
 	header[headerAuditID] = []string{x.auditID}
 	x.warn(header)
 	if x.request.Live {
-		if err := x.opened(response); err != nil {
-			x.complete(a, response, nil, outcomeKept)
+		if err := x.opened(response.StatusCode); err != nil {
+			x.complete(a, response.StatusCode, nil, outcomeKept)
 			x.answer(x.unrecorded(err))
+			return false
+		}
+	}
+	if !a.verbatim {
+		return x.beginMasked(a, response)
+	}
+	x.w.WriteHeader(response.StatusCode)
+	return true
+}
+
+// going is an answer of which the head is written, or can be.
+type going struct {
+	admission   *admission
+	code        int
+	contentType string
+	body        io.ReadCloser
+
+	// Of an answer that goes on: why it has to end, nil as long as it has not, and
+	// what is to be done when it has.
+	cause func() error
+	end   func()
+}
+
+// relay passes the body of an answer on, counting and hashing it.
+func (x *exchange) relay(g *going) {
+	tally, last := newTally(x.request), byte('\n')
+	var err error
+	if g.admission.verbatim {
+		_, err = relay.Body(x.w, g.body, x.request.Live, func(piece []byte) error {
+			if err := x.account(g, tally, piece); err != nil {
+				return err
+			}
+			last = piece[len(piece)-1]
+			return nil
+		})
+	} else {
+		var begun bool
+		if begun, err = x.relayMasked(g, tally); !begun && g.cutBy(err) != nil {
+			x.withhold(g.admission, g.code, g.cutBy(err))
 			return
 		}
 	}
-	tally, last := newTally(x.request), byte('\n')
-	tap := func(piece []byte) error {
-		if a.meter != nil && !a.meter.Out(len(piece), x.decision.Budget) {
-			return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
-				"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
-		}
-		tally.add(piece)
-		last = piece[len(piece)-1]
-		return nil
-	}
-	var err error
-	if a.verbatim {
-		x.w.WriteHeader(response.StatusCode)
-		_, err = relay.Body(x.w, response.Body, x.request.Live, tap)
-	} else if begun, failed := x.relayMasked(response, tap); !begun && cutBy(ctx, failed) != nil {
-		x.withhold(a, response, cutBy(ctx, failed))
+	if err == nil {
+		x.complete(g.admission, g.code, tally, "")
 		return
-	} else {
-		err = failed
 	}
-	x.ended(ctx, a, response, tally, err, last == '\n')
+	x.broken(g, tally, err, last == '\n')
 }
 
-// ended records how an answer that was begun came to its end, and tells the agent
-// if that was too soon.
-func (x *exchange) ended(ctx context.Context, a *admission, response *http.Response, tally *tally, err error, atLineEnd bool) {
-	if err == nil {
-		x.complete(a, response, tally, "")
-		return
+// account counts a piece before the agent gets it, or says why it may not.
+func (x *exchange) account(g *going, tally *tally, piece []byte) error {
+	if meter := g.admission.meter; meter != nil && !meter.Out(len(piece), x.decision.Budget) {
+		return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
+			"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
 	}
-	cut := cutBy(ctx, err)
+	tally.add(piece)
+	return nil
+}
+
+// broken ends an answer that did not come to its end.
+func (x *exchange) broken(g *going, tally *tally, err error, atLineEnd bool) {
+	cut := g.cutBy(err)
 	if cut == nil {
-		x.complete(a, response, tally, outcomeGone)
+		x.complete(g.admission, g.code, tally, outcomeGone)
 	} else {
 		x.decision.Reason, x.decision.Cause = cut.reason, cut.cause
-		x.complete(a, response, tally, outcomeCut)
+		x.complete(g.admission, g.code, tally, outcomeCut)
 	}
 	if cut == nil || !x.request.Live {
 		// An answer with a length, or one that is taken for complete at its end:
@@ -185,13 +221,13 @@ func (x *exchange) ended(ctx context.Context, a *admission, response *http.Respo
 		_ = http.NewResponseController(x.w).Flush() // the answer is broken off either way
 		panic(http.ErrAbortHandler)
 	}
-	x.farewell(cut, response.Header.Get("Content-Type"), atLineEnd)
+	x.farewell(cut, g.contentType, atLineEnd)
 }
 
 // cutBy returns why the broker itself ended an answer, nil if it did not.
-func cutBy(ctx context.Context, err error) *refusal {
+func (g *going) cutBy(err error) *refusal {
 	var cut *refusal
-	if errors.As(err, &cut) || errors.As(context.Cause(ctx), &cut) {
+	if errors.As(err, &cut) || g.cause != nil && errors.As(g.cause(), &cut) {
 		return cut
 	}
 	return nil
@@ -218,20 +254,21 @@ func (x *exchange) farewell(cut *refusal, contentType string, atLineEnd bool) {
 }
 
 // opened records that a call that goes on has begun.
-func (x *exchange) opened(response *http.Response) error {
+func (x *exchange) opened(code int) error {
 	e := x.event(recorder.StageResponseStarted)
-	e.ResponseStatus = &recorder.ResponseStatus{Code: int32(response.StatusCode)}
+	e.ResponseStatus = &recorder.ResponseStatus{Code: int32(code)}
 	_, err := x.b.recorder.Append(e)
 	return err
 }
 
 // complete records the outcome. Nobody waits for it: if it is lost, the intent
-// stays open and its outcome becomes unknown, which is the truth.
-func (x *exchange) complete(a *admission, response *http.Response, tally *tally, outcome string) {
+// stays open and its outcome becomes unknown, which is the truth. code is 0 if the
+// cluster gave no answer.
+func (x *exchange) complete(a *admission, code int, tally *tally, outcome string) {
 	e := x.event(recorder.StageResponseComplete)
-	withPrincipal(e, a.principal)
-	if response != nil {
-		e.ResponseStatus = &recorder.ResponseStatus{Code: int32(response.StatusCode)}
+	withPrincipal(e, a)
+	if code != 0 {
+		e.ResponseStatus = &recorder.ResponseStatus{Code: int32(code)}
 	}
 	if tally != nil {
 		tally.describe(e)

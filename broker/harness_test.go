@@ -39,7 +39,7 @@ const alphaID = "spiffe://example.org/ns/agents/sa/alpha"
 // rig is a broker without a cluster: real TLS, a real Workload API, a real
 // recorder over a store in memory, and a stub upstream that keeps what it saw.
 type rig struct {
-	*testing.T
+	testing.TB
 	ca       *spiffetest.CA
 	boundary *boundary
 	server   *http.Server
@@ -89,9 +89,9 @@ func answerPod(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprint(w, `{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web-0"}}`)
 }
 
-func newRig(t *testing.T, changes ...func(*boundary)) *rig {
+func newRig(t testing.TB, changes ...func(*boundary)) *rig {
 	t.Helper()
-	r := &rig{T: t, stub: &stub{answer: answerPod}, logs: new(bytes.Buffer), store: recordertest.NewMemoryStore(t)}
+	r := &rig{TB: t, stub: &stub{answer: answerPod}, logs: new(bytes.Buffer), store: recordertest.NewMemoryStore(t)}
 	var err error
 	if r.ca, err = spiffetest.NewCA("example.org"); err != nil {
 		t.Fatal(err)

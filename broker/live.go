@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/recorder"
 )
 
 // liveCalls are the calls that go on: watches and followed logs. Each is ended
@@ -32,8 +33,8 @@ func newLiveCalls() *liveCalls { return &liveCalls{calls: map[*liveCall]struct{}
 // has to; done has to be called when it is over.
 func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
-	end, reason := x.deadline()
-	ctx, stop := context.WithDeadlineCause(ctx, end, reason)
+	// A context with a deadline would hold the reason, and more, all the time.
+	timer := time.AfterFunc(time.Until(x.ends()), func() { cancel(x.ending()) })
 	call := &liveCall{exchange: x, cancel: cancel}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -42,12 +43,48 @@ func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 	}
 	l.calls[call] = struct{}{}
 	return ctx, func() {
-		stop()
+		timer.Stop()
 		cancel(nil)
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.calls, call)
 	}
+}
+
+// forwardLive is forward for a call that goes on. It is registered, so that it
+// ends with what allowed it, until goOn is through or there is nothing to go on.
+func (x *exchange) forwardLive(a *admission) {
+	ctx, done := x.b.live.add(x)
+	release := x.unstick(ctx)
+	end := func() { release(); done() }
+	defer func() {
+		if x.going == nil {
+			end()
+		}
+	}()
+	response := x.send(ctx, a)
+	if response == nil {
+		return
+	}
+	if !x.begin(a, response) {
+		response.Body.Close()
+		return
+	}
+	x.going = &going{
+		admission: a, code: response.StatusCode, contentType: response.Header.Get("Content-Type"), body: response.Body,
+		cause: func() error { return context.Cause(ctx) }, end: end,
+	}
+	// What the rest does not need would be held for as long as it takes.
+	response.Request, response.Header = nil, nil
+	a.intent, a.user, x.last = recorder.Receipt{}, nil, nil
+}
+
+// goOn relays an answer that goes on. Its frames stay on the stack while nothing
+// happens: it keeps them few and small.
+func (x *exchange) goOn() {
+	defer x.going.end()
+	defer x.going.body.Close()
+	x.relay(x.going)
 }
 
 // farewellTime is what a call that was cut has to say so.
@@ -69,14 +106,22 @@ func (x *exchange) unstick(ctx context.Context) (release func()) {
 	}
 }
 
-// deadline is the moment a call ends by itself, and why.
-func (x *exchange) deadline() (time.Time, *refusal) {
-	end, reason := x.conn.ends, expiredIdentity()
-	if g := x.decision.Grant; g != nil && g.End().Before(end) {
-		over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
-		end, reason = g.End(), undecided(&over, &x.request.Call)
+// ends is the moment a call ends by itself.
+func (x *exchange) ends() time.Time {
+	if g := x.decision.Grant; g != nil && g.End().Before(x.conn.ends) {
+		return g.End()
 	}
-	return end, reason
+	return x.conn.ends
+}
+
+// ending is why it ends then.
+func (x *exchange) ending() *refusal {
+	g := x.decision.Grant
+	if g == nil || !g.End().Before(x.conn.ends) {
+		return expiredIdentity()
+	}
+	over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
+	return undecided(&over, &x.request.Call)
 }
 
 // recheck ends every call that would not be allowed now. It takes the lock only

@@ -120,7 +120,7 @@ func (x *exchange) fetch(a *admission, header http.Header) (int, []byte, error) 
 func (x *exchange) previewEvent(parent *exchange, a *admission, stage recorder.Stage) *recorder.Event {
 	e := x.event(stage)
 	e.RequestURI = x.request.URI()
-	withPrincipal(e, a.principal)
+	withPrincipal(e, a)
 	e.Annotations[recorder.AnnotationPurpose] = "preview"
 	e.Annotations[recorder.AnnotationParent] = parent.auditID
 	return e

@@ -93,6 +93,8 @@ func ending(g *authz.Grant) string {
 		return "it was deleted"
 	case g.Revoked, g.EndReason == authz.EndRevoked:
 		return "it was revoked"
+	case g.EndReason == authz.EndReleased:
+		return "you released it"
 	case g.EndReason == authz.EndSuspended:
 		return "its policy was suspended"
 	}

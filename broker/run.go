@@ -126,7 +126,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	}
 	controller, err := control.New(control.Config{
 		Broker: config.Name, Index: index, Control: controlled, Guarded: guarded, Log: log, Now: clock.Now,
-		StaleAfter: config.StaleAfter.Duration,
+		StaleAfter: config.StaleAfter.Duration, KeepEnded: config.KeepEnded.Duration,
 	})
 	if err != nil {
 		return nil, err
@@ -146,7 +146,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	checks := &health{
 		checks: []check{
 			{"svid", source.Ready}, {"policies", controller.Ready}, {"admission-policies", controller.GuardsReady},
-			{"cluster", kinds.ready}, {"recorder", records.Ready},
+			{"decision-policies", controller.DecisionsCount}, {"cluster", kinds.ready}, {"recorder", records.Ready},
 		},
 		gate: []string{"admission-policies", "cluster"},
 		warning: func() string {

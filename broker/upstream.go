@@ -136,15 +136,16 @@ func assertBound(r *http.Request) error {
 	if !ok || !who.principal.valid() || who.auditID == "" {
 		return errors.New("a request without a principal")
 	}
-	want := http.Header{headerAuditID: {who.auditID}}
-	who.principal.impersonate(want)
-	for name, values := range want {
-		if !slices.Equal(r.Header[name], values) {
+	if !slices.Equal(r.Header[headerAuditID], []string{who.auditID}) {
+		return errors.New("the audit ID is not the bound one")
+	}
+	for _, name := range impersonation {
+		if want, count := who.principal.claim(name); !slices.Equal(r.Header[name], want[:count]) {
 			return fmt.Errorf("the header %s is not the bound one", name)
 		}
 	}
 	for name, values := range r.Header {
-		if _, expected := want[name]; !expected && !slices.Contains(forwarded, name) {
+		if !slices.Contains(impersonation[:], name) && !slices.Contains(forwarded, name) {
 			return fmt.Errorf("the header %s must not leave", name)
 		}
 		if len(values) != 1 && name != impersonateGroup {
@@ -157,16 +158,20 @@ func assertBound(r *http.Request) error {
 // buildHeader makes the headers of a request to the cluster from nothing.
 func buildHeader(from http.Header, media string, who bound) http.Header {
 	header := make(http.Header, 12)
-	for _, name := range []string{"Accept", "Accept-Encoding", "If-None-Match"} {
-		if values := from[name]; len(values) > 0 {
+	for _, name := range [...]string{"Accept", "Accept-Encoding", "If-None-Match"} {
+		switch values := from[name]; len(values) {
+		case 0:
+		case 1:
+			header[name] = values
+		default:
 			header[name] = []string{strings.Join(values, ", ")}
 		}
 	}
-	header["User-Agent"] = []string{printable(from.Get("User-Agent"))}
+	own := [...]string{who.auditID, printable(from.Get("User-Agent")), media}
+	header[headerAuditID], header["User-Agent"] = own[0:1:1], own[1:2:2]
 	if media != "" {
-		header["Content-Type"] = []string{media}
+		header["Content-Type"] = own[2:]
 	}
-	header[headerAuditID] = []string{who.auditID}
 	who.principal.impersonate(header)
 	return header
 }
@@ -197,11 +202,10 @@ func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*h
 	target.Path += a.request.Path()
 	target.RawQuery = a.request.Query()
 	who := bound{a.principal, a.auditID}
-	outgoing := &http.Request{
-		Method: a.request.Method, URL: &target, Host: target.Host,
-		Header: buildHeader(from, a.request.MediaType, who), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: http.NoBody,
-	}
+	outgoing := new(http.Request).WithContext(context.WithValue(ctx, boundKey{}, who))
+	outgoing.Method, outgoing.URL, outgoing.Host = a.request.Method, &target, target.Host
+	outgoing.Header, outgoing.Body = buildHeader(from, a.request.MediaType, who), http.NoBody
+	outgoing.Proto, outgoing.ProtoMajor, outgoing.ProtoMinor = "HTTP/1.1", 1, 1
 	if a.request.Body != nil {
 		outgoing.Body, outgoing.ContentLength = io.NopCloser(bytes.NewReader(a.request.Body)), int64(len(a.request.Body))
 	}
@@ -209,5 +213,5 @@ func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*h
 	if a.request.Live {
 		transport = u.live
 	}
-	return transport.RoundTrip(outgoing.WithContext(context.WithValue(ctx, boundKey{}, who)))
+	return transport.RoundTrip(outgoing)
 }

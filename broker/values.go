@@ -70,40 +70,48 @@ func maskedHeader(from http.Header) http.Header {
 	return http.Header{"Accept": {mask.Accept(from.Values("Accept"))}, "User-Agent": from.Values("User-Agent")}
 }
 
+// beginMasked prepares the head of an answer that is masked, and reports whether
+// the body can be. The head of a watch goes out at once; of every other answer
+// only with the first piece, so that one that cannot be masked becomes a refusal.
+func (x *exchange) beginMasked(a *admission, response *http.Response) bool {
+	header := x.w.Header()
+	for _, name := range []string{"Content-Length", "Content-Encoding", "Etag", "Last-Modified", "Warning"} {
+		header.Del(name) // of the answer with the values
+	}
+	if !mask.Readable(response.Header.Get("Content-Type"), response.Header.Get("Content-Encoding")) {
+		x.withhold(a, response.StatusCode, x.unreadable(response.StatusCode))
+		return false
+	}
+	header.Set("Content-Type", "application/json")
+	x.warn(header)
+	addWarning(header, "values of Secrets are masked: the grant "+x.decision.Grant.Name+" shows keys only")
+	if x.request.Live {
+		x.w.WriteHeader(response.StatusCode)
+	}
+	return true
+}
+
 // relayMasked passes an answer on without the values in it. It returns whether
 // anything was written, with the error that ended it.
 //
 // Fails closed: what cannot be read is not passed on. Most answers are then a
 // refusal; of a long list the beginning is out already, and it is broken off.
-func (x *exchange) relayMasked(response *http.Response, tap func([]byte) error) (begun bool, err error) {
-	header := x.w.Header()
-	for _, name := range []string{"Content-Length", "Content-Encoding", "Etag", "Last-Modified", "Warning"} {
-		header.Del(name) // of the answer with the values
-	}
-	header.Set("Content-Type", "application/json")
-	if !mask.Readable(response.Header.Get("Content-Type"), response.Header.Get("Content-Encoding")) {
-		return false, x.unreadable(response)
-	}
-	x.warn(header)
-	addWarning(header, "values of Secrets are masked: the grant "+x.decision.Grant.Name+" shows keys only")
+func (x *exchange) relayMasked(g *going, tally *tally) (begun bool, err error) {
 	control := http.NewResponseController(x.w)
-	begin := func() {
-		if !begun {
-			begun = true
-			x.w.WriteHeader(response.StatusCode)
-		}
-	}
-	if x.request.Live && response.StatusCode == http.StatusOK {
-		begin()
+	if x.request.Live {
+		begun = true
 		if err := control.Flush(); err != nil {
-			return true, err
+			return begun, err
 		}
 	}
-	err = mask.Copy(response.Body, x.request.Live, func(piece []byte) error {
-		if err := tap(piece); err != nil {
+	err = mask.Copy(g.body, x.request.Live, func(piece []byte) error {
+		if err := x.account(g, tally, piece); err != nil {
 			return err
 		}
-		begin()
+		if !begun {
+			begun = true
+			x.w.WriteHeader(g.code)
+		}
 		if _, err := x.w.Write(piece); err != nil || !x.request.Live {
 			return err
 		}
@@ -112,7 +120,7 @@ func (x *exchange) relayMasked(response *http.Response, tap func([]byte) error) 
 	var unreadable *mask.UnreadableError
 	if errors.As(err, &unreadable) {
 		x.b.log.Warn().Str("auditID", x.auditID).Int64("offset", unreadable.Offset).Msg("an answer about Secrets cannot be masked")
-		err = x.unreadable(response)
+		err = x.unreadable(g.code)
 	}
 	return begun, err
 }
@@ -120,11 +128,11 @@ func (x *exchange) relayMasked(response *http.Response, tap func([]byte) error) 
 // unreadable is told in place of an answer that cannot be masked. That the
 // cluster is busy, or broken, is told with its own status, so that clients wait
 // as long as they were asked to.
-func (x *exchange) unreadable(response *http.Response) *refusal {
+func (x *exchange) unreadable(code int) *refusal {
 	status, text := http.StatusBadGateway, "the answer of the cluster cannot be masked, so it is not shown. Next: tell an operator the audit ID "+x.auditID
 	switch {
-	case response.StatusCode >= http.StatusInternalServerError, response.StatusCode == http.StatusTooManyRequests:
-		status, text = response.StatusCode, "the cluster cannot answer at the moment. Next: repeat the same command in a few seconds"
+	case code >= http.StatusInternalServerError, code == http.StatusTooManyRequests:
+		status, text = code, "the cluster cannot answer at the moment. Next: repeat the same command in a few seconds"
 	case x.request.Call.Verb.Mutates():
 		text = "the cluster took the call, and its answer cannot be masked, so it is not shown. Next: look before you repeat it"
 	}
@@ -132,9 +140,9 @@ func (x *exchange) unreadable(response *http.Response) *refusal {
 }
 
 // withhold ends a call whose answer the agent sees nothing of.
-func (x *exchange) withhold(a *admission, response *http.Response, r *refusal) {
+func (x *exchange) withhold(a *admission, code int, r *refusal) {
 	x.decision.Reason, x.decision.Cause = r.reason, r.cause
-	x.complete(a, response, nil, outcomeKept)
+	x.complete(a, code, nil, outcomeKept)
 	x.b.metrics.refused(r.reason)
 	x.answer(r)
 }

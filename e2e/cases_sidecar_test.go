@@ -85,7 +85,7 @@ func TestGuard(t *testing.T) {
 	}
 	time.Sleep(1500 * time.Millisecond) // what is recorded is in the bucket by now
 	for _, event := range rig.journal.all(t) {
-		if event.User.Username == a.id && event.ResponseStatus != nil && event.ResponseStatus.Code != 200 {
+		if event.User.Username == a.id && event.ResponseStatus != nil && event.ResponseStatus.Code != 200 && !strings.HasSuffix(event.RequestURI, "/selfsubjectreviews") { // the rig asks whether the grant is there
 			t.Errorf("the broker saw %s %s", event.Verb, event.RequestURI)
 		}
 	}

@@ -262,7 +262,7 @@ func testClusterRevoked(t *testing.T, b *faultBed, wire *faultWire) {
 	b.staleWithoutAnswers(t, time.Now(), watch)
 	for name := range strings.FieldsSeq(b.admin(t, "get", "taskgrants", "--output=name")) {
 		if strings.Contains(name, "fault-beta-") {
-			b.admin(t, "patch", name, "--type=merge", "--patch", `{"spec":{"revoked":true}}`)
+			b.admin(t, "patch", name, "--type=merge", "--patch", revokeAndResume)
 		}
 	}
 	wire.open()
@@ -301,7 +301,7 @@ func testClusterLost(t *testing.T, b *faultBed, wire *faultWire, hanging chan<- 
 		return nil
 	})
 	wire.lose()
-	b.admin(t, "patch", "taskgrant/fault-beta", "--type=merge", "--patch", `{"spec":{"revoked":true}}`)
+	b.admin(t, "patch", "taskgrant/fault-beta", "--type=merge", "--patch", revokeAndResume)
 	began := time.Now()
 	last, used, hung := time.Duration(0), 0, 0
 	eventually(t, 20*time.Second, "a revoked grant is refused", func() error {

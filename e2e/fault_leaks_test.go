@@ -278,7 +278,7 @@ func testStalledReader(t *testing.T, b *faultBed) {
 	})
 	for name := range strings.FieldsSeq(b.admin(t, "get", "taskgrants", "--output=name")) {
 		if strings.Contains(name, "fault-delta-") {
-			b.admin(t, "patch", name, "--type=merge", "--patch", `{"spec":{"revoked":true}}`)
+			b.admin(t, "patch", name, "--type=merge", "--patch", revokeAndResume)
 		}
 	}
 	began := time.Now()

@@ -413,9 +413,16 @@ func testSidecarKilled(t *testing.T, b *faultBed, _ *faultWire) {
 	if err := sidecar.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if answer := b.alpha.get(t.Context()); answer.err == nil || !strings.Contains(answer.err.Error(), "connection refused") {
-		t.Errorf("with no sidecar: %s", answer)
-	}
+	eventually(t, 5*time.Second, "the connection is refused", func() error {
+		answer := b.alpha.get(t.Context()) // one on an old connection ends in EOF
+		if answer.err == nil {
+			t.Errorf("with no sidecar: %s", answer)
+		}
+		if answer.err == nil || strings.Contains(answer.err.Error(), "connection refused") {
+			return nil
+		}
+		return answer.err
+	})
 	if got := b.alpha.kubectl(t, "get", "configmaps", "--namespace=shop"); got.code == 0 || !strings.Contains(got.stderr, "refused") {
 		t.Errorf("kubectl with no sidecar: %s", got)
 	}

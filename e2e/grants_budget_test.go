@@ -224,7 +224,7 @@ func (p *grantsPair) lastOf(t *testing.T, auditID string) map[string]string {
 func testEndedOnBoth(t *testing.T, p *grantsPair) {
 	maps := p.open(t, "ended", "{requests: 100000}")
 	watches := [2]*faultWatch{p.agents[0].open(t, maps+"?watch=true"), p.agents[1].open(t, maps+"?watch=true")}
-	p.patch(t, grantsResource, "grants-ended", `{"spec":{"revoked":true}}`)
+	p.patch(t, grantsResource, "grants-ended", revokeAndResume)
 	began := time.Now()
 	for i, agent := range p.agents {
 		got := callUntilRefused(t, agent.agent, maps, 5*time.Second)
@@ -249,7 +249,7 @@ func testOneStale(t *testing.T, p *grantsPair) {
 		defer cancel()
 		return agent.call(ctx, "GET", maps, "")
 	}
-	p.patch(t, grantsResource, "grants-stale", `{"spec":{"revoked":true}}`)
+	p.patch(t, grantsResource, "grants-stale", revokeAndResume)
 	if got := callUntilRefused(t, p.agents[0].agent, maps, 5*time.Second); got.refused.reason != "GrantRevoked" {
 		t.Errorf("the broker that hears: %s", got.refused)
 	}
@@ -281,7 +281,8 @@ func testOneStale(t *testing.T, p *grantsPair) {
 // testBudgetAfterKill: a share that a killed broker had reserved is lost, and
 // never spent twice.
 func testBudgetAfterKill(t *testing.T, p *grantsPair) {
-	const budget, largestShare = 80, 8
+	// Lost with the broker are what it had reserved and the calls it was making.
+	const budget, mayBeLost = 80, 8 + 8
 	maps := p.open(t, "killed", fmt.Sprintf("{mutations: %d}", budget))
 	var kill sync.Once
 	restarted := make(chan error, 1)
@@ -303,7 +304,7 @@ func testBudgetAfterKill(t *testing.T, p *grantsPair) {
 		t.Fatal(err)
 	}
 	seen := p.created(t, "grants-killed")
-	if seen > budget || seen < budget-largestShare || len(answers) > seen || len(refused) != 8 {
+	if seen > budget || seen < budget-mayBeLost || len(answers) > seen || len(refused) != 8 {
 		t.Errorf("of a budget of %d mutations, with one broker killed, %d were accepted, %d reached the API server, and %d of 8 callers were told that it is spent", budget, len(answers), seen, len(refused))
 	}
 	if used := p.read(t, "grants-killed").Status.Used; used == nil || used.Mutations != budget {

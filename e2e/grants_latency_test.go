@@ -69,7 +69,7 @@ func (g *grantsRig) timeEnd(t testing.TB, who *agent, trial int) (calls, watch t
 		<-started // both have been accepted once
 	}
 	if trial%2 == 0 {
-		g.patch(t, grantsResource, name, `{"spec":{"revoked":true}}`)
+		g.patch(t, grantsResource, name, revokeAndResume)
 	} else {
 		g.remove(t, grantsResource, name)
 	}

@@ -94,7 +94,7 @@ func TestGrantsOfOthers(t *testing.T) {
 	g.give(t, "grants-other", "one", other.id, "1h", mapRule("one"))
 	g.served(t, other, mapTarget("one"))
 	watch := asFault(other).open(t, mapWatch("one"))
-	g.patch(t, grantsResource, "grants-one", `{"spec":{"revoked":true}}`)
+	g.patch(t, grantsResource, "grants-one", revokeAndResume)
 	if got := callUntilRefused(t, one, mapTarget("one"), 5*time.Second); got.refused.reason != "GrantRevoked" {
 		t.Errorf("%s", got.refused)
 	}
@@ -144,7 +144,7 @@ func TestGrantsSeveral(t *testing.T) {
 	}
 	charged("three grants", "grants-soon", "grants-soon,grants-middle,grants-late")
 	watch := asFault(who).open(t, mapWatch("several"))
-	g.patch(t, grantsResource, "grants-soon", `{"spec":{"revoked":true}}`)
+	g.patch(t, grantsResource, "grants-soon", revokeAndResume)
 	if last := watch.last(t, 5*time.Second); faultEvent(t, last) != "GrantRevoked" {
 		t.Errorf("the watch under the revoked grant ended with %s", last)
 	}

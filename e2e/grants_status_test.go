@@ -101,7 +101,7 @@ func TestGrantsColumns(t *testing.T) {
 	if header != "NAME|TASK|AGENT|ACTIVE|REASON|EXPIRES|AGE|POLICY|REQUESTED-BY" || !strings.Contains(line, "|grants-columns") {
 		t.Errorf("kubectl get tg -o wide prints\n%s\n%s", header, line)
 	}
-	g.patch(t, grantsResource, "grants-columns", `{"spec":{"revoked":true}}`)
+	g.patch(t, grantsResource, "grants-columns", revokeAndResume)
 	g.until(t, "grants-columns", "Approved=True Active=False Ended=True Revoked")
 	if _, line = row("get", "tg", "grants-columns"); !strings.Contains(line, "|False|Revoked|"+expires) {
 		t.Errorf("of a revoked grant kubectl prints %s", line)
@@ -130,7 +130,7 @@ func TestGrantsLimits(t *testing.T) {
 		t.Errorf("maxActive: the condition says %q", says)
 	}
 	ask("active", "grants-active-3", another, grantsActive)
-	g.patch(t, grantsResource, "grants-active-1", `{"spec":{"revoked":true}}`)
+	g.patch(t, grantsResource, "grants-active-1", revokeAndResume)
 	g.until(t, "grants-active-1", "Approved=True Active=False Ended=True Revoked")
 	ask("active", "grants-active-4", grantsSomeone, grantsActive)
 	g.until(t, "grants-active-2", grantsLimit) // what was denied does not come back

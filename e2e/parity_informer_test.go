@@ -53,10 +53,10 @@ func TestParityOfInformers(t *testing.T) {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(way.namespace))
 	typed := factory.Core().V1().ConfigMaps().Informer()
 	listing := cache.NewSharedInformer(&cache.ListWatch{ // no WatchList: it lists, then watches
-		ListFunc: func(options metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			return client.CoreV1().ConfigMaps(way.namespace).List(ctx, options)
 		},
-		WatchFunc: func(options metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			return client.CoreV1().ConfigMaps(way.namespace).Watch(ctx, options)
 		},
 	}, &corev1.ConfigMap{}, 0)

@@ -63,6 +63,9 @@ func (s *stack) grant(t testing.TB, name, policy string, a *agent, ttl string, r
 	t.Cleanup(func() { s.kubectlAfter(t, "delete", "taskgrant/"+name, "--ignore-not-found") })
 }
 
+// revokeAndResume ends a grant and lets its agent be given others at once.
+const revokeAndResume = `{"metadata":{"annotations":{"taskgate.dev/resumed":"true"}},"spec":{"revoked":true}}`
+
 func grantManifest(name, policy, agent, ttl string, rules ...string) string {
 	return fmt.Sprintf("apiVersion: taskgate.dev/v1alpha1\nkind: TaskGrant\nmetadata: {name: %s}\nspec: {agent: %q, task: %q, reason: a test, ttl: %s, policy: %s, rules: [%s]}\n",
 		name, agent, "task "+name, ttl, policy, strings.Join(rules, ", "))

@@ -8,3 +8,15 @@ import _ "embed"
 //
 //go:embed admission/pods.yaml
 var AdmissionPods string
+
+// AdmissionDecisions, AdmissionApprovals and AdmissionTaskGrants make true, in the
+// control cluster, what Decisions say and who wrote what.
+//
+//go:embed admission/decisions.yaml
+var AdmissionDecisions string
+
+//go:embed admission/approvals.yaml
+var AdmissionApprovals string
+
+//go:embed admission/taskgrants.yaml
+var AdmissionTaskGrants string

@@ -118,7 +118,30 @@ func (t MicroTime) append(to []byte) []byte {
 	if t.IsZero() {
 		return append(to, "null"...)
 	}
-	return t.UTC().AppendFormat(to, microTimeLayout)
+	t.Time = t.UTC()
+	year, month, day := t.Date()
+	if year < 0 || year > 9999 { // more digits than the fast way writes
+		return t.AppendFormat(to, microTimeLayout)
+	}
+	hour, minute, second := t.Clock()
+	to = appendDigits(append(to, '"'), year, 4)
+	to = appendDigits(append(to, '-'), int(month), 2)
+	to = appendDigits(append(to, '-'), day, 2)
+	to = appendDigits(append(to, 'T'), hour, 2)
+	to = appendDigits(append(to, ':'), minute, 2)
+	to = appendDigits(append(to, ':'), second, 2)
+	to = appendDigits(append(to, '.'), t.Nanosecond()/1000, 6)
+	return append(to, 'Z', '"')
+}
+
+// appendDigits appends a number with leading zeros.
+func appendDigits(to []byte, number, digits int) []byte {
+	to = append(to, zeroSeq[:digits]...)
+	for at := len(to) - 1; number > 0; at-- {
+		to[at] += byte(number % 10)
+		number /= 10
+	}
+	return to
 }
 
 // UnmarshalJSON implements json.Unmarshaler.

@@ -177,3 +177,17 @@ func FuzzDecodeEvent(f *testing.F) {
 		}
 	})
 }
+
+// TestMicroTimeIsWrittenAs the layout says, whatever the moment.
+func TestMicroTimeIsWrittenAs(t *testing.T) {
+	for _, moment := range []time.Time{
+		time.Unix(0, 1), time.Unix(1795443909, 123456789), time.Date(2026, 1, 2, 3, 4, 5, 6000, time.FixedZone("x", -3600)),
+		time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC),
+		time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC),
+	} {
+		got, _ := recorder.MicroTime{Time: moment}.MarshalJSON()
+		if want := moment.UTC().Format(`"2006-01-02T15:04:05.000000Z07:00"`); string(got) != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

@@ -43,11 +43,14 @@ type spool struct {
 	// mu guards what follows. It is never held during encoding, checksums or
 	// input and output, so a large record does not stall the others.
 	mu     sync.Mutex
-	work   *sync.Cond // the writer waits for a batch
+	work   *sync.Cond // the writer waits for a batch that is due
+	linger *time.Timer
 	supply *sync.Cond // the writer waits for a file, the maker for its use
 
 	next    uint64   // number of the next record
 	queue   []*batch // not yet taken by the writer; the last one is being filled
+	due     bool     // the writer has to take all of queue now
+	lazy    bool     // … and will have to soon: linger runs
 	tail    *batch   // the newest batch, taken or not
 	closed  bool     // append refuses; only last may add records
 	ending  bool     // both goroutines end
@@ -88,39 +91,6 @@ type record struct {
 	seq    uint64
 }
 
-// batch is what one write and one sync make durable together.
-type batch struct {
-	records []*record
-	size    int64
-	done    chan struct{}
-	err     error // set before done is closed
-}
-
-// A Receipt stands for one appended record that is not yet durable. The zero
-// Receipt stands for nothing and never becomes durable.
-type Receipt struct {
-	seq   uint64
-	batch *batch
-}
-
-// Seq is the record's number. It is final only once Wait returned nil.
-func (r Receipt) Seq() uint64 { return r.seq }
-
-// Wait returns nil when the record is durable. An error that wraps
-// ErrUnavailable says that it was not recorded; one that wraps ErrDead or
-// ctx.Err() leaves open whether it was.
-func (r Receipt) Wait(ctx context.Context) error {
-	if r.batch == nil {
-		return fmt.Errorf("%w: nothing was appended", ErrUnavailable)
-	}
-	select {
-	case <-r.batch.done:
-		return r.batch.err
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for record %d to become durable: %w", r.seq, ctx.Err())
-	}
-}
-
 // openSpool reads what an earlier process left in directory and starts the
 // writer. sealed is the last record the bucket is known to hold.
 func openSpool(directory string, config spoolConfig, sealed uint64) (*spool, error) {
@@ -130,6 +100,7 @@ func openSpool(directory string, config spoolConfig, sealed uint64) (*spool, err
 	}
 	s.encoded.New = func() any { return new(record) }
 	s.work, s.supply = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
+	s.linger = time.AfterFunc(lingerTime, s.lingered)
 	if err := s.load(sealed); err != nil {
 		return nil, err
 	}
@@ -172,7 +143,7 @@ func (s *spool) enqueue(event *Event, closing bool) (Receipt, error) {
 	b := s.batchLocked(size)
 	b.records = append(b.records, encoded)
 	b.size += size
-	s.work.Signal()
+	s.scheduleLocked(encoded.kind)
 	return Receipt{seq: encoded.seq, batch: b}, nil
 }
 
@@ -214,13 +185,13 @@ func (s *spool) batchLocked(size int64) *batch {
 	if n := len(s.queue); n > 0 && s.queue[n-1].size+size <= limit {
 		return s.queue[n-1]
 	}
-	s.tail = &batch{done: make(chan struct{})}
+	s.tail = &batch{spool: s, done: make(chan struct{})}
 	s.queue = append(s.queue, s.tail)
 	return s.tail
 }
 
-// write is the writer: it takes what has gathered since the last sync, and so
-// there is no timer.
+// write is the writer: it takes what has gathered since the last sync. Nothing
+// that somebody waits for is held back to gather more.
 func (s *spool) write() {
 	for b := s.take(); b != nil; b = s.take() {
 		file, err := s.fileFor(b)
@@ -246,7 +217,7 @@ func (s *spool) write() {
 func (s *spool) take() *batch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.queue) == 0 && !s.ending {
+	for !s.due && !s.ending {
 		s.work.Wait()
 	}
 	if len(s.queue) == 0 {
@@ -254,6 +225,7 @@ func (s *spool) take() *batch {
 	}
 	b := s.queue[0]
 	s.queue = s.queue[1:]
+	s.due = len(s.queue) > 0
 	return b
 }
 
@@ -321,6 +293,7 @@ func (s *spool) publish(file *spoolFile, b *batch) {
 	for _, r := range b.records {
 		s.recycle(r)
 	}
+	b.records = nil // a receipt may be kept for long
 }
 
 // refuse gives up every batch that is not on disk, for lack of room. Not a byte
@@ -329,7 +302,7 @@ func (s *spool) publish(file *spoolFile, b *batch) {
 func (s *spool) refuse(b *batch, err error) {
 	s.mu.Lock()
 	waiting := append([]*batch{b}, s.queue...)
-	s.queue = nil
+	s.queue, s.due = nil, false
 	s.next = s.durable + 1
 	s.starved = true
 	s.mu.Unlock()
@@ -382,6 +355,7 @@ func (s *spool) close() {
 	s.work.Broadcast()
 	s.supply.Broadcast()
 	s.mu.Unlock()
+	s.linger.Stop()
 	notify(s.retry)
 	s.wait.Wait()
 	for _, file := range append(s.files, s.spare) {

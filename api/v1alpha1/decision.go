@@ -64,6 +64,12 @@ type DecisionTarget struct {
 	Digest string `json:"digest"`
 }
 
+// The kinds of target.
+const (
+	TargetTaskGrant = "TaskGrant"
+	TargetApproval  = "Approval"
+)
+
 // The verdicts.
 const (
 	VerdictApprove = "Approve"

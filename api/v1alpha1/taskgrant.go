@@ -78,6 +78,10 @@ const (
 	GrantEnded = "Ended"
 )
 
+// ResumedAnnotation on a revoked TaskGrant, with the value "true", says that a
+// person lets the agent go on under the policy.
+const ResumedAnnotation = "taskgate.dev/resumed"
+
 // TaskGrantStatus is what became of it. Only brokers write it.
 type TaskGrantStatus struct {
 	// +optional
@@ -97,7 +101,8 @@ type TaskGrantStatus struct {
 	// +optional
 	Used *Usage `json:"used,omitempty"`
 	// endReason says why the grant is over: Expired, Revoked, BudgetSpent (of
-	// mutations or streams), PolicyChanged, Suspended or LimitReached.
+	// mutations or streams), PolicyChanged, Suspended, LimitReached or Released (by
+	// the agent).
 	// +optional
 	EndReason string `json:"endReason,omitempty"`
 	// heartbeats of the brokers, by name; used only in the object

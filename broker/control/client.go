@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
@@ -18,8 +19,10 @@ import (
 
 // Resources of the group taskgate.dev.
 const (
-	policies = "agentpolicies"
-	grants   = "taskgrants"
+	policies  = "agentpolicies"
+	grants    = "taskgrants"
+	approvals = "approvals"
+	decisions = "decisions"
 )
 
 // client reads and writes the objects of taskgate.dev.
@@ -53,6 +56,25 @@ func (c *client) getPolicy(ctx context.Context, name string) (*v1alpha1.AgentPol
 func (c *client) getGrant(ctx context.Context, name string) (*v1alpha1.TaskGrant, error) {
 	grant := new(v1alpha1.TaskGrant)
 	return grant, c.rest.Get().Resource(grants).Name(name).Do(ctx).Into(grant)
+}
+
+func (c *client) get(ctx context.Context, resource, name string, into runtime.Object) error {
+	return c.rest.Get().Resource(resource).Name(name).Do(ctx).Into(into)
+}
+
+// list lists what has a value in a field, as of now.
+func (c *client) list(ctx context.Context, resource, field, value string, into runtime.Object) error {
+	options := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(field, value).String()}
+	return c.rest.Get().Resource(resource).VersionedParams(&options, c.parameter).Do(ctx).Into(into)
+}
+
+func (c *client) create(ctx context.Context, resource string, object, into runtime.Object) error {
+	return c.rest.Post().Resource(resource).Body(object).Do(ctx).Into(into)
+}
+
+// remove deletes an object if it is still the one with that UID.
+func (c *client) remove(ctx context.Context, resource, name string, uid types.UID) error {
+	return c.rest.Delete().Resource(resource).Name(name).Body(metav1.NewPreconditionDeleteOptions(string(uid))).Do(ctx).Error()
 }
 
 // updateStatus replaces the status if the object is still at the resource

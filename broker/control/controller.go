@@ -16,6 +16,7 @@ import (
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/manifests"
 )
 
 // HeartbeatObject is the name of the two inert objects, one AgentPolicy and one
@@ -36,6 +37,9 @@ type Config struct {
 	StaleAfter time.Duration
 	// Beat is the time between two heartbeats. Default a sixth of StaleAfter.
 	Beat time.Duration
+	// KeepEnded is how long ended grants stay, with their approvals and decisions.
+	// Default 168 hours.
+	KeepEnded time.Duration
 }
 
 // Controller is one replica's side of the control cluster. See the package
@@ -43,14 +47,19 @@ type Config struct {
 type Controller struct {
 	config Config
 	client *client
-	guards *guards
-	queue  workqueue.TypedRateLimitingInterface[item]
+	guards *guards // of the guarded cluster
+	// deciding are the guards of the control cluster that make Decisions true.
+	deciding *guards
+	queue    workqueue.TypedRateLimitingInterface[item]
 
-	policies cache.SharedIndexInformer
-	grants   cache.SharedIndexInformer
+	policies  cache.SharedIndexInformer
+	grants    cache.SharedIndexInformer
+	approvals cache.SharedIndexInformer // these two only say when to look
+	decisions cache.SharedIndexInformer
 
 	beats   beats
 	budgets budgets
+	events  events
 
 	mu         sync.Mutex
 	tombstones map[string]tombstone // UID → deleted grant
@@ -67,28 +76,51 @@ func New(config Config) (*Controller, error) {
 	if config.Beat == 0 {
 		config.Beat = config.StaleAfter / 6
 	}
+	if config.KeepEnded == 0 {
+		config.KeepEnded = 7 * 24 * time.Hour
+	}
 	client, err := newClient(config.Control)
 	if err != nil {
 		return nil, err
 	}
-	guards, err := newGuards(config.Guarded)
+	guards, err := newGuards(config.Guarded, "guarded", manifests.AdmissionPods)
+	if err != nil {
+		return nil, err
+	}
+	deciding, err := newGuards(config.Control, "control", manifests.AdmissionDecisions, manifests.AdmissionApprovals, manifests.AdmissionTaskGrants)
 	if err != nil {
 		return nil, err
 	}
 	c := &Controller{
-		config: config, client: client, guards: guards,
+		config: config, client: client, guards: guards, deciding: deciding,
 		queue:      workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[item]()),
-		tombstones: map[string]tombstone{},
+		tombstones: map[string]tombstone{}, events: newEvents(),
 	}
 	c.beats = beats{nonce: rand.Text(), proven: map[string]time.Time{}}
 	c.budgets = budgets{controller: c, meters: map[string]*Meter{}}
 	c.policies = cache.NewSharedIndexInformer(listWatch[v1alpha1.AgentPolicyList](client, policies), &v1alpha1.AgentPolicy{}, 0, cache.Indexers{})
 	c.grants = cache.NewSharedIndexInformer(listWatch[v1alpha1.TaskGrantList](client, grants), &v1alpha1.TaskGrant{}, 0,
-		cache.Indexers{byPolicy: grantsByPolicy})
+		cache.Indexers{byPolicy: grantsByPolicy, byHold: grantsByHold})
+	c.approvals = cache.NewSharedIndexInformer(listWatch[v1alpha1.ApprovalList](client, approvals), &v1alpha1.Approval{}, 0, cache.Indexers{byGrant: approvalsByGrant})
+	c.decisions = cache.NewSharedIndexInformer(listWatch[v1alpha1.DecisionList](client, decisions), &v1alpha1.Decision{}, 0, cache.Indexers{byTarget: decisionsByTarget})
 	return c, nil
 }
 
-const byPolicy = "policy"
+// Indexes of the informers.
+const (
+	byPolicy = "policy"
+	byHold   = "hold"
+	byGrant  = "grant"
+	byTarget = "target"
+)
+
+func approvalsByGrant(object any) ([]string, error) {
+	return []string{object.(*v1alpha1.Approval).Spec.GrantUID}, nil
+}
+
+func decisionsByTarget(object any) ([]string, error) {
+	return []string{object.(*v1alpha1.Decision).Spec.Target.UID}, nil
+}
 
 func grantsByPolicy(object any) ([]string, error) {
 	return []string{object.(*v1alpha1.TaskGrant).Spec.Policy}, nil
@@ -103,9 +135,16 @@ func (c *Controller) Run(ctx context.Context) error {
 	if _, err := c.grants.AddEventHandler(handler(c.grantChanged, c.grantDeleted)); err != nil {
 		return err
 	}
+	if _, err := c.approvals.AddEventHandler(handler(c.approvalChanged, func(*v1alpha1.Approval) {})); err != nil {
+		return err
+	}
+	if _, err := c.decisions.AddEventHandler(handler(c.decisionChanged, func(*v1alpha1.Decision) {})); err != nil {
+		return err
+	}
 	var wait sync.WaitGroup
 	for _, run := range []func(context.Context){
-		c.policies.RunWithContext, c.grants.RunWithContext, c.guards.run, c.beat, c.buryTombstones, c.recheckPolicies,
+		c.policies.RunWithContext, c.grants.RunWithContext, c.approvals.RunWithContext, c.decisions.RunWithContext,
+		c.guards.run, c.deciding.run, c.beat, c.buryTombstones, c.recheckPolicies, c.writeEvents, c.clean,
 	} {
 		wait.Go(func() { run(ctx) })
 	}
@@ -129,6 +168,12 @@ func (c *Controller) Ready() error {
 // GuardsReady says which admission policy of the guarded cluster is missing or
 // changed, nil if all hold.
 func (c *Controller) GuardsReady() error { return c.guards.ready(c.config.Now()) }
+
+// DecisionsCount says why no Decision of anybody counts at the moment, nil if
+// they do: an admission policy of the control cluster that makes Decisions true is
+// absent or changed. It is as old as the last look, a few seconds; [VerdictOn]
+// looks for itself.
+func (c *Controller) DecisionsCount() error { return c.deciding.ready(c.config.Now()) }
 
 // handler wires typed callbacks into an informer. A panic in a callback would
 // be a defect; it is not recovered, because an index that missed an event lies.
@@ -170,6 +215,21 @@ func (c *Controller) grantChanged(grant *v1alpha1.TaskGrant) {
 	}
 	c.must(c.config.Index.PutGrant(Grant(grant)))
 	c.queue.Add(item{grants, grant.Name})
+	c.requeueHeld(grant)
+}
+
+// A Decision and an Approval are only a reason to look at what they are about.
+func (c *Controller) decisionChanged(d *v1alpha1.Decision) {
+	switch d.Spec.Target.Kind {
+	case v1alpha1.TargetTaskGrant:
+		c.queue.Add(item{grants, d.Spec.Target.Name})
+	case v1alpha1.TargetApproval:
+		c.queue.Add(item{approvals, d.Spec.Target.Name})
+	}
+}
+
+func (c *Controller) approvalChanged(approval *v1alpha1.Approval) {
+	c.queue.Add(item{approvals, approval.Name})
 }
 
 func (c *Controller) grantDeleted(grant *v1alpha1.TaskGrant) {
@@ -180,9 +240,14 @@ func (c *Controller) grantDeleted(grant *v1alpha1.TaskGrant) {
 	gone.Deleted = true
 	c.must(c.config.Index.PutGrant(gone))
 	c.budgets.forget(gone.UID)
+	c.requeueHeld(grant)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tombstones[gone.UID] = tombstone{gone, c.config.Now().Add(keepTombstones)}
+	until := c.config.Now().Add(keepTombstones)
+	if !gone.EndedAt.IsZero() {
+		until = gone.EndedAt.Add(keepTombstones) // cleaned up long after it ended: nobody remembers
+	}
+	c.tombstones[gone.UID] = tombstone{gone, until}
 }
 
 // must ends the process if the index cannot be written: it is in memory, so this
@@ -268,8 +333,11 @@ func (c *Controller) work(ctx context.Context) {
 }
 
 func (c *Controller) reconcile(ctx context.Context, next item) error {
-	if next.resource == policies {
+	switch next.resource {
+	case policies:
 		return c.reconcilePolicy(ctx, next.name)
+	case approvals:
+		return c.reconcileApproval(ctx, next.name)
 	}
 	return c.reconcileGrant(ctx, next.name)
 }

@@ -15,11 +15,15 @@ import (
 
 // The reasons a grant's conditions carry.
 const (
-	reasonWithinPolicy  = "WithinPolicy"
-	reasonActive        = "Active"
-	reasonPolicyMissing = "PolicyMissing"
-	reasonApproval      = "ApprovalPending"
-	reasonOutsidePolicy = "OutsidePolicy"
+	reasonWithinPolicy    = "WithinPolicy"
+	reasonPeople          = "ApprovedByPeople"
+	reasonActive          = "Active"
+	reasonPolicyMissing   = "PolicyMissing"
+	reasonApproval        = "ApprovalPending"
+	reasonApprovalExpired = "ApprovalExpired"
+	reasonDenied          = "Denied"
+	reasonOnHold          = "OnHold"
+	reasonOutsidePolicy   = "OutsidePolicy"
 )
 
 // Policy turns an AgentPolicy into what package authz decides on. A policy that

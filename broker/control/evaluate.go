@@ -22,7 +22,13 @@ type evaluation struct {
 	// siblings are the agent's grants under the same policy, this one included.
 	siblings []*authz.Grant
 	spent    bool // a budget that all replicas share is used up
-	now      time.Time
+	released bool // the agent gives it back now
+	// verdict is what people decided about the grant, Undecided if nobody was
+	// asked; uncounted says why no Decision counts at the moment.
+	verdict   Verdict
+	uncounted string
+	held      string // the revoked grant that has the agent wait, "" if none
+	now       time.Time
 }
 
 // outcome is what became of a grant, before it is written as conditions.
@@ -30,6 +36,7 @@ type outcome struct {
 	state   state
 	reason  string
 	message string
+	people  bool // people agreed to it, and not the policy alone
 }
 
 type state uint8
@@ -45,12 +52,14 @@ const (
 // applied to its own result it changes nothing until time or a spec does.
 func (e *evaluation) status() v1alpha1.TaskGrantStatus {
 	status := *e.grant.Status.DeepCopy()
+	if status.Digest == "" {
+		status.Digest = Digest(&e.grant.Spec) // what people decide about, from the first moment
+	}
 	result := e.outcome()
 	if result.state == active && status.ActiveFrom == nil {
 		from := metav1.NewMicroTime(e.now)
 		until := metav1.NewMicroTime(e.now.Add(e.grant.Spec.TTL.Duration))
 		status.ActiveFrom, status.ExpiresAt = &from, &until
-		status.Digest = Digest(&e.grant.Spec)
 		result.message = "until " + until.UTC().Format(time.RFC3339)
 	}
 	if result.state == ended {
@@ -89,6 +98,9 @@ func (e *evaluation) set(status *v1alpha1.TaskGrantStatus, kind string, is metav
 	reason := result.reason
 	if kind == v1alpha1.GrantApproved && is == metav1.ConditionTrue {
 		reason = reasonWithinPolicy
+		if result.people {
+			reason = reasonPeople
+		}
 	}
 	meta.SetStatusCondition(&status.Conditions, metav1.Condition{
 		Type: kind, Status: is, Reason: reason, Message: result.message,
@@ -104,31 +116,33 @@ func (e *evaluation) outcome() outcome {
 	case status.EndReason != "" || meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantEnded):
 		return e.recorded()
 	case spec.Revoked, e.grant.DeletionTimestamp != nil:
-		return outcome{ended, authz.EndRevoked, "revoked"}
+		return outcome{state: ended, reason: authz.EndRevoked, message: "revoked"}
+	case e.released:
+		return outcome{state: ended, reason: authz.EndReleased, message: "released by the agent"}
 	case e.policy == nil && !wasActive:
-		return outcome{waiting, reasonPolicyMissing, fmt.Sprintf("there is no AgentPolicy %q yet", spec.Policy)}
+		return outcome{state: waiting, reason: reasonPolicyMissing, message: fmt.Sprintf("there is no AgentPolicy %q yet", spec.Policy)}
 	case e.policy == nil:
-		return outcome{ended, authz.EndPolicyChanged, fmt.Sprintf("the AgentPolicy %q is gone", spec.Policy)}
+		return outcome{state: ended, reason: authz.EndPolicyChanged, message: fmt.Sprintf("the AgentPolicy %q is gone", spec.Policy)}
 	case e.policy.Spec.Suspended && wasActive:
-		return outcome{ended, authz.EndSuspended, fmt.Sprintf("the AgentPolicy %q is suspended", spec.Policy)}
+		return outcome{state: ended, reason: authz.EndSuspended, message: fmt.Sprintf("the AgentPolicy %q is suspended", spec.Policy)}
 	}
 	if problem := e.outside(); problem != "" {
 		if wasActive {
-			return outcome{ended, authz.EndPolicyChanged, problem}
+			return outcome{state: ended, reason: authz.EndPolicyChanged, message: problem}
 		}
-		return outcome{denied, reasonOutsidePolicy, problem}
+		return outcome{state: denied, reason: reasonOutsidePolicy, message: problem}
 	}
 	if wasActive {
 		if end := status.ActiveFrom.Add(spec.TTL.Duration); !e.now.Before(end) {
-			return outcome{ended, authz.EndExpired, "it was active until " + end.UTC().Format(time.RFC3339)}
+			return outcome{state: ended, reason: authz.EndExpired, message: "it was active until " + end.UTC().Format(time.RFC3339)}
 		}
 		if limit := Policy(e.policy).Limits.Exceeded(Grant(e.grant), e.siblings); limit != "" {
-			return outcome{ended, authz.EndLimit, fmt.Sprintf("the agent was given more grants under the AgentPolicy %q at once than it allows (%s)", e.policy.Name, limit)}
+			return outcome{state: ended, reason: authz.EndLimit, message: fmt.Sprintf("the agent was given more grants under the AgentPolicy %q at once than it allows (%s)", e.policy.Name, limit)}
 		}
 		if e.spent {
-			return outcome{ended, authz.EndBudgetSpent, "the budget is spent"}
+			return outcome{state: ended, reason: authz.EndBudgetSpent, message: "the budget is spent"}
 		}
-		return outcome{active, reasonActive, "until " + status.ExpiresAt.UTC().Format(time.RFC3339)}
+		return outcome{state: active, reason: reasonActive, message: "until " + status.ExpiresAt.UTC().Format(time.RFC3339)}
 	}
 	return e.admit()
 }
@@ -137,12 +151,12 @@ func (e *evaluation) outcome() outcome {
 func (e *evaluation) recorded() outcome {
 	over := meta.FindStatusCondition(e.grant.Status.Conditions, v1alpha1.GrantEnded)
 	if over == nil {
-		return outcome{ended, e.grant.Status.EndReason, ""}
+		return outcome{state: ended, reason: e.grant.Status.EndReason, message: ""}
 	}
 	if e.grant.Status.EndReason == "" {
-		return outcome{denied, over.Reason, over.Message}
+		return outcome{state: denied, reason: over.Reason, message: over.Message}
 	}
-	return outcome{ended, e.grant.Status.EndReason, over.Message}
+	return outcome{state: ended, reason: e.grant.Status.EndReason, message: over.Message}
 }
 
 // outside says in what way the grant does not lie inside its policy, "" if it
@@ -180,22 +194,82 @@ func abbreviate(lines []string) string {
 func (e *evaluation) admit() outcome {
 	limits, approval := Policy(e.policy).Limits, &e.policy.Spec.Grant.Approval
 	if e.policy.Spec.Suspended {
-		return outcome{waiting, authz.EndSuspended, fmt.Sprintf("the AgentPolicy %q is suspended", e.policy.Name)}
+		return outcome{state: waiting, reason: authz.EndSuspended, message: fmt.Sprintf("the AgentPolicy %q is suspended", e.policy.Name)}
+	}
+	if approval.None && e.held != "" {
+		return outcome{state: waiting, reason: reasonOnHold, message: fmt.Sprintf(
+			"the grant %s was revoked, so the agent waits until a person lets it go on: taskgate resume", e.held)}
 	}
 	if !approval.None {
-		return outcome{waiting, reasonApproval, fmt.Sprintf("waits for %d approvals of %s; approving is not part of this version",
-			approval.Approvers, strings.Join(approval.Groups, ", "))}
+		if people := e.people(); people.state != active {
+			return people
+		}
 	}
 	activeNow, today := e.count()
 	if limits.MaxActive > 0 && activeNow >= limits.MaxActive {
-		return outcome{denied, authz.EndLimit, fmt.Sprintf("the agent holds %d active grants under the AgentPolicy %q, which allows %d (maxActive)",
+		return outcome{state: denied, reason: authz.EndLimit, message: fmt.Sprintf("the agent holds %d active grants under the AgentPolicy %q, which allows %d (maxActive)",
 			activeNow, e.policy.Name, limits.MaxActive)}
 	}
 	if limits.PerDay > 0 && today >= limits.PerDay {
-		return outcome{denied, authz.EndLimit, fmt.Sprintf("the agent was given %d grants under the AgentPolicy %q today, which allows %d (perDay)",
+		return outcome{state: denied, reason: authz.EndLimit, message: fmt.Sprintf("the agent was given %d grants under the AgentPolicy %q today, which allows %d (perDay)",
 			today, e.policy.Name, limits.PerDay)}
 	}
-	return outcome{active, reasonActive, ""}
+	return outcome{state: active, reason: reasonActive, people: !approval.None}
+}
+
+// pendingLimit is how long people have to decide about a grant.
+const pendingLimit = 24 * time.Hour
+
+// people says what people made of a grant that waits for them; active means that
+// they agreed in time.
+func (e *evaluation) people() outcome {
+	need := grantRequirement(e.grant, e.policy)
+	limit := e.grant.CreationTimestamp.Add(pendingLimit)
+	switch {
+	case e.verdict.State == Denied:
+		return outcome{state: denied, reason: reasonDenied, message: said("denied", &e.verdict)}
+	case e.verdict.State == Approved && e.verdict.At.Before(limit):
+		return outcome{state: active}
+	case !e.now.Before(limit):
+		return outcome{state: denied, reason: reasonApprovalExpired, message: fmt.Sprintf("nobody who had to decided within %s", pendingLimit)}
+	}
+	text := fmt.Sprintf("has %s; to decide: taskgate approve taskgrant/%s", orElse(e.verdict.Reason, need.progress(0)), e.grant.Name)
+	if e.uncounted != "" {
+		text += "; no Decision counts at the moment: " + e.uncounted
+	}
+	return outcome{state: waiting, reason: reasonApproval, message: text}
+}
+
+// said puts a verdict into words.
+func said(what string, v *Verdict) string {
+	text := what + " by " + strings.Join(v.By, ", ")
+	if v.State == Denied && v.Reason != "" {
+		text += ": " + v.Reason
+	}
+	return text
+}
+
+func orElse(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
+}
+
+// grantRequirement says who has to agree to a grant. Whoever asked for it does not
+// count, nor does the agent.
+func grantRequirement(grant *v1alpha1.TaskGrant, policy *v1alpha1.AgentPolicy) Requirement {
+	return Requirement{
+		Kind: v1alpha1.TargetTaskGrant, Name: grant.Name, UID: string(grant.UID), Digest: Digest(&grant.Spec),
+		Approvers: int(policy.Spec.Grant.Approval.Approvers), Groups: policy.Spec.Grant.Approval.Groups,
+		Excluded: []string{grant.Spec.RequestedBy, grant.Spec.Agent},
+	}
+}
+
+// asksPeople reports whether the grant waits for people and for nothing else.
+func (e *evaluation) asksPeople() bool {
+	result := e.outcome()
+	return result.state == waiting && result.reason == reasonApproval
 }
 
 // count returns how many other grants are active, and how many became active
@@ -216,11 +290,13 @@ func (e *evaluation) count() (activeNow, today int) {
 	return activeNow, today
 }
 
-// final reports whether the status takes something away for good, so that it
-// must not rest on an informer's view.
-func final(before, after *v1alpha1.TaskGrantStatus) bool {
-	return meta.IsStatusConditionTrue(after.Conditions, v1alpha1.GrantEnded) &&
-		!meta.IsStatusConditionTrue(before.Conditions, v1alpha1.GrantEnded)
+// weighty reports whether the status gives something, or takes it away for good,
+// so that it must not rest on an informer's view.
+func weighty(before, after *v1alpha1.TaskGrantStatus) bool {
+	became := func(kind string) bool {
+		return meta.IsStatusConditionTrue(after.Conditions, kind) && !meta.IsStatusConditionTrue(before.Conditions, kind)
+	}
+	return became(v1alpha1.GrantEnded) || became(v1alpha1.GrantActive)
 }
 
 func same(before, after *v1alpha1.TaskGrantStatus) bool {

@@ -8,7 +8,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/authz"
@@ -36,7 +35,7 @@ func policy(changes ...func(*v1alpha1.AgentPolicy)) *v1alpha1.AgentPolicy {
 
 func taskGrant(changes ...func(*v1alpha1.TaskGrant)) *v1alpha1.TaskGrant {
 	g := &v1alpha1.TaskGrant{
-		ObjectMeta: metav1.ObjectMeta{Name: "g", UID: "uid-g"},
+		ObjectMeta: metav1.ObjectMeta{Name: "g", UID: "uid-g", CreationTimestamp: metav1.NewTime(noon.Add(-time.Hour))},
 		Spec: v1alpha1.TaskGrantSpec{
 			Agent: "spiffe://example.org/ns/agents/sa/alpha", Task: "INC-1", Policy: "shop",
 			Rules: []v1alpha1.Rule{rule("get")}, TTL: metav1.Duration{Duration: time.Hour},
@@ -199,16 +198,72 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// TestGuardsAreReadable: the broker can read the policies it carries.
-func TestGuardsAreReadable(t *testing.T) {
-	g, err := newGuards(&rest.Config{Host: "https://127.0.0.1:1"})
-	if err != nil {
-		t.Fatal(err)
+// TestPeople: what people decide about a grant, and what has it wait or end
+// otherwise.
+func TestPeople(t *testing.T) {
+	const (
+		isWaiting = "Approved=Unknown Active=False Ended=False "
+		isDenied  = "Approved=False Active=False Ended=True "
+		isActive  = "Approved=True Active=True Ended=False Active "
+	)
+	agreed := Verdict{State: Approved, At: noon, By: []string{"alice"}}
+	lately := taskGrant(func(g *v1alpha1.TaskGrant) { g.CreationTimestamp = metav1.NewTime(noon.Add(-24 * time.Hour)) })
+	one := int32(1)
+	rows := []struct {
+		name    string
+		e       evaluation
+		want    string
+		message string
+	}{
+		{"nobody yet", evaluation{policy: withPeople()}, isWaiting + "ApprovalPending ", "has 0 of 1 approvals of sre; to decide: taskgate approve taskgrant/g"},
+		{"one of two", evaluation{policy: withPeople(), verdict: Verdict{Reason: "1 of 2 approvals of sre"}}, isWaiting + "ApprovalPending ", "has 1 of 2 approvals of sre; to decide: taskgate approve taskgrant/g"},
+		{"nothing counts", evaluation{policy: withPeople(), uncounted: "a policy is absent"}, isWaiting + "ApprovalPending ", "has 0 of 1 approvals of sre; to decide: taskgate approve taskgrant/g; no Decision counts at the moment: a policy is absent"},
+		{"agreed", evaluation{policy: withPeople(), verdict: agreed}, isActive, "until 2026-11-23T13:00:00Z"},
+		{"agreed, and too many", evaluation{policy: func() *v1alpha1.AgentPolicy { p := withPeople(); p.Spec.Grant.MaxActive = &one; return p }(), verdict: agreed, siblings: []*authz.Grant{{
+			UID: "other", Policy: "shop", Active: true, TTL: time.Hour, ActiveFrom: noon.Add(-time.Minute), ExpiresAt: noon.Add(time.Hour)}}}, isDenied + "LimitReached ", ""},
+		{"refused", evaluation{policy: withPeople(), verdict: Verdict{State: Denied, At: noon, By: []string{"bob"}, Reason: "not now"}}, isDenied + "Denied ", "denied by bob: not now"},
+		{"nobody within a day", evaluation{policy: withPeople(), grant: lately}, isDenied + "ApprovalExpired ", "nobody who had to decided within 24h0m0s"},
+		{"agreed after a day", evaluation{policy: withPeople(), grant: lately, verdict: agreed}, isDenied + "ApprovalExpired ", ""},
+		{"agreed within the day, seen later", evaluation{policy: withPeople(), grant: lately, verdict: Verdict{State: Approved, At: noon.Add(-time.Second)}}, isActive, ""},
+		{"a verdict where nobody was asked", evaluation{policy: policy(), verdict: Verdict{State: Denied}}, isActive, ""},
+		{"on hold", evaluation{policy: policy(), held: "old"}, isWaiting + "OnHold ", "the grant old was revoked, so the agent waits until a person lets it go on: taskgate resume"},
+		{"on hold, and people agreed", evaluation{policy: withPeople(), held: "old", verdict: agreed}, isActive, ""},
+		{"given back", evaluation{policy: policy(), grant: taskGrant(activeSince(noon)), released: true}, "Approved=True Active=False Ended=True Released Released", "released by the agent"},
+		{"given back while it waits", evaluation{released: true}, isDenied + "Released Released", "released by the agent"},
+		{"revoked and given back", evaluation{policy: policy(), grant: taskGrant(activeSince(noon), func(g *v1alpha1.TaskGrant) { g.Spec.Revoked = true }), released: true}, "Approved=True Active=False Ended=True Revoked Revoked", ""},
 	}
-	if len(g.policies) != 1 || g.policies[0].Spec.FailurePolicy == nil || len(g.policies[0].Spec.Validations) < 4 || len(g.bindings[0].Spec.ValidationActions) != 1 {
-		t.Errorf("got %+v", g.policies)
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			if row.e.now = noon; row.e.grant == nil {
+				row.e.grant = taskGrant()
+			}
+			status := row.e.status()
+			if got := summary(status); got != row.want {
+				t.Errorf("got %q, want %q: %+v", got, row.want, status.Conditions)
+			}
+			if got := meta.FindStatusCondition(status.Conditions, v1alpha1.GrantActive).Message; row.message != "" && got != row.message {
+				t.Errorf("it says %q, want %q", got, row.message)
+			}
+			if status.Digest != Digest(&row.e.grant.Spec) {
+				t.Errorf("the digest is %q", status.Digest)
+			}
+			again := row.e
+			again.grant = row.e.grant.DeepCopy()
+			again.grant.Status = status
+			if diff := cmp.Diff(status, again.status()); diff != "" {
+				t.Errorf("judging it again changes it:\n%s", diff)
+			}
+		})
 	}
-	if g.ready(noon) == nil {
-		t.Error("ready before anything was looked at")
+}
+
+// TestApprovedByPeople: the reason says who gave it, to the end.
+func TestApprovedByPeople(t *testing.T) {
+	grant := agreedAt(noon)
+	ended := (&evaluation{grant: grant, now: noon}).status()
+	for _, status := range []v1alpha1.TaskGrantStatus{grant.Status, ended} {
+		if c := meta.FindStatusCondition(status.Conditions, v1alpha1.GrantApproved); c.Reason != reasonPeople || c.Status != metav1.ConditionTrue {
+			t.Errorf("got %+v", c)
+		}
 	}
 }

@@ -16,13 +16,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
-
-	"github.com/taskgate/taskgate/manifests"
 )
 
-// guards watches over the admission policies of the guarded cluster. They judge
-// what the broker cannot: the result of a patch, and templates it does not know.
+// guards watches over admission policies of one cluster. In the guarded cluster
+// they judge what the broker cannot: the result of a patch, and templates it does
+// not know. In the control cluster they make Decisions true.
 type guards struct {
+	cluster  string // guarded or control
 	client   kubernetes.Interface
 	policies []admissionv1.ValidatingAdmissionPolicy
 	bindings []admissionv1.ValidatingAdmissionPolicyBinding
@@ -39,33 +39,47 @@ const (
 	guardGrace = 30 * time.Second
 )
 
-func newGuards(config *rest.Config) (*guards, error) {
-	client, err := kubernetes.NewForConfig(config)
+// newGuards reads what should be there from manifests.
+func newGuards(config *rest.Config, cluster string, sources ...string) (*guards, error) {
+	own := rest.CopyConfig(config)
+	own.QPS, own.Burst = 200, 400 // as newClient
+	client, err := kubernetes.NewForConfig(own)
 	if err != nil {
-		return nil, fmt.Errorf("making a client for the guarded cluster: %w", err)
+		return nil, fmt.Errorf("making a client for the %s cluster: %w", cluster, err)
 	}
-	g := &guards{client: client, problem: errors.New("the admission policies have not been looked at yet")}
-	for document := range strings.SplitSeq(manifests.AdmissionPods, "\n---\n") {
-		var kind metav1.TypeMeta
-		var policy admissionv1.ValidatingAdmissionPolicy
-		var binding admissionv1.ValidatingAdmissionPolicyBinding
-		err := yaml.Unmarshal([]byte(document), &kind)
-		switch kind.Kind {
-		case "ValidatingAdmissionPolicy":
-			err = yaml.UnmarshalStrict([]byte(document), &policy)
-			g.policies = append(g.policies, policy)
-		case "ValidatingAdmissionPolicyBinding":
-			err = yaml.UnmarshalStrict([]byte(document), &binding)
-			g.bindings = append(g.bindings, binding)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the built-in admission policies: %w", err)
+	g := &guards{cluster: cluster, client: client, problem: errors.New("the admission policies have not been looked at yet")}
+	for _, source := range sources {
+		for document := range strings.SplitSeq(source, "\n---\n") {
+			if err := g.add([]byte(document)); err != nil {
+				return nil, fmt.Errorf("reading the built-in admission policies: %w", err)
+			}
 		}
 	}
-	if len(g.policies) == 0 || len(g.policies) != len(g.bindings) {
+	if len(g.policies) != len(sources) || len(g.bindings) != len(sources) {
 		return nil, errors.New("the built-in admission policies are incomplete")
 	}
 	return g, nil
+}
+
+// add takes one document over. Kinds it does not know are none to watch over.
+func (g *guards) add(document []byte) error {
+	var kind metav1.TypeMeta
+	if err := yaml.Unmarshal(document, &kind); err != nil {
+		return err
+	}
+	switch kind.Kind {
+	case "ValidatingAdmissionPolicy":
+		var policy admissionv1.ValidatingAdmissionPolicy
+		err := yaml.UnmarshalStrict(document, &policy)
+		g.policies = append(g.policies, policy)
+		return err
+	case "ValidatingAdmissionPolicyBinding":
+		var binding admissionv1.ValidatingAdmissionPolicyBinding
+		err := yaml.UnmarshalStrict(document, &binding)
+		g.bindings = append(g.bindings, binding)
+		return err
+	}
+	return nil
 }
 
 func (g *guards) run(ctx context.Context) {
@@ -93,40 +107,46 @@ func (g *guards) look(ctx context.Context) {
 }
 
 // guardError is a guard that is known to be absent or changed.
-type guardError struct{ text string }
+type guardError struct{ cluster, text string }
 
 func (e *guardError) Error() string {
-	return e.text + "; apply manifests/base of this version to the guarded cluster"
+	return fmt.Sprintf("%s; apply manifests/base of this version to the %s cluster", e.text, e.cluster)
 }
 
+func (g *guards) wrong(format string, args ...any) error {
+	return &guardError{g.cluster, fmt.Sprintf(format, args...)}
+}
+
+// compare returns what is absent or changed, a *guardError, or any other error if
+// that cannot be found out.
 func (g *guards) compare(ctx context.Context) error {
 	registration := g.client.AdmissionregistrationV1()
 	for i := range g.policies {
 		want := &g.policies[i]
 		live, err := registration.ValidatingAdmissionPolicies().Get(ctx, want.Name, metav1.GetOptions{})
 		if err != nil {
-			return absent("ValidatingAdmissionPolicy", want.Name, err)
+			return g.absent("ValidatingAdmissionPolicy", want.Name, err)
 		}
 		if live.DeletionTimestamp != nil || !equality.Semantic.DeepEqual(live.Spec, want.Spec) {
-			return &guardError{fmt.Sprintf("the ValidatingAdmissionPolicy %q differs from the one of this version", want.Name)}
+			return g.wrong("the ValidatingAdmissionPolicy %q differs from the one of this version", want.Name)
 		}
 	}
 	for i := range g.bindings {
 		want := &g.bindings[i]
 		live, err := registration.ValidatingAdmissionPolicyBindings().Get(ctx, want.Name, metav1.GetOptions{})
 		if err != nil {
-			return absent("ValidatingAdmissionPolicyBinding", want.Name, err)
+			return g.absent("ValidatingAdmissionPolicyBinding", want.Name, err)
 		}
 		if live.DeletionTimestamp != nil || !equality.Semantic.DeepEqual(live.Spec, want.Spec) {
-			return &guardError{fmt.Sprintf("the ValidatingAdmissionPolicyBinding %q differs from the one of this version", want.Name)}
+			return g.wrong("the ValidatingAdmissionPolicyBinding %q differs from the one of this version", want.Name)
 		}
 	}
 	return nil
 }
 
-func absent(kind, name string, err error) error {
+func (g *guards) absent(kind, name string, err error) error {
 	if apierrors.IsNotFound(err) {
-		return &guardError{fmt.Sprintf("the %s %q is absent", kind, name)}
+		return g.wrong("the %s %q is absent", kind, name)
 	}
 	return fmt.Errorf("reading the %s %q: %w", kind, name, err)
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,19 +17,18 @@ import (
 
 // reconcileGrant writes what became of one grant.
 func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
-	object, exists, err := c.grants.GetStore().GetByKey(name)
-	if err != nil || !exists {
-		return err
+	grant := c.cachedGrant(name)
+	if grant == nil {
+		return nil
 	}
-	grant := object.(*v1alpha1.TaskGrant)
-	evaluation, err := c.evaluation(grant, c.cachedPolicy(grant.Spec.Policy))
+	evaluation, err := c.evaluation(ctx, grant, c.cachedPolicy(grant.Spec.Policy), c.seenVerdict)
 	if err != nil {
 		return err
 	}
 	status := evaluation.status()
-	if final(&grant.Status, &status) {
-		// An informer may be behind; what cannot be taken back is decided on what
-		// the API server says now.
+	if weighty(&grant.Status, &status) {
+		// An informer may be behind; what gives or cannot be taken back is decided
+		// on what the API server says now.
 		if grant, err = c.client.getGrant(ctx, name); err != nil {
 			return err
 		}
@@ -36,23 +36,105 @@ func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		if evaluation, err = c.evaluation(grant, policy); err != nil {
+		if evaluation, err = c.evaluation(ctx, grant, policy, c.counted); err != nil {
 			return err
 		}
 		status = evaluation.status()
 	}
 	c.wakeAtEnd(name, &status)
+	c.lookAgainAt(name, evaluation)
 	if same(&grant.Status, &status) {
 		return nil
 	}
 	update := grant.DeepCopy()
 	update.Status = status
-	return c.client.updateStatus(ctx, grants, name, update)
+	if err := c.client.updateStatus(ctx, grants, name, update); err != nil {
+		return err
+	}
+	c.tellOfGrant(grant, &status)
+	return nil
 }
 
-func (c *Controller) evaluation(grant *v1alpha1.TaskGrant, policy *v1alpha1.AgentPolicy) (*evaluation, error) {
+// lookAgain is how often something that waits for people is looked at without a
+// Decision having been seen: time runs out, and rights and admission policies
+// change without anything telling.
+const lookAgain = 30 * time.Second
+
+// verdicts finds out what people decided. If nothing counts at the moment it says
+// why.
+type verdicts func(context.Context, Requirement) (verdict Verdict, uncounted string, err error)
+
+// lookAgainAt looks again at a grant that waits for people, soon if their word does
+// not count at the moment.
+func (c *Controller) lookAgainAt(name string, e *evaluation) {
+	if !e.asksPeople() {
+		return
+	}
+	after := lookAgain
+	if e.uncounted != "" {
+		after = guardEvery
+	}
+	c.queue.AddAfter(item{grants, name}, after)
+}
+
+// evaluation gathers what a grant's status depends on.
+func (c *Controller) evaluation(ctx context.Context, grant *v1alpha1.TaskGrant, policy *v1alpha1.AgentPolicy, decided verdicts) (*evaluation, error) {
 	siblings, err := c.config.Index.Grants(grant.Spec.Agent)
-	return &evaluation{grant: grant, policy: policy, siblings: siblings, spent: c.budgets.spent(string(grant.UID)), now: c.config.Now()}, err
+	if err != nil {
+		return nil, err
+	}
+	e := &evaluation{
+		grant: grant, policy: policy, siblings: siblings, spent: c.budgets.spent(string(grant.UID)),
+		held: c.holding(grant.Spec.Agent, grant.Spec.Policy), now: c.config.Now(),
+	}
+	if e.asksPeople() {
+		e.verdict, e.uncounted, err = decided(ctx, grantRequirement(grant, policy))
+	}
+	return e, err
+}
+
+// seenVerdict rests on the Decisions an informer has seen: a reason to look at the
+// real ones, and nothing else.
+func (c *Controller) seenVerdict(_ context.Context, need Requirement) (Verdict, string, error) {
+	return Judge(need, c.seenDecisions(need.UID), c.config.Now()), "", nil
+}
+
+// counted is VerdictOn, with the finding that nothing counts at the moment as a
+// text and not as an error: it is no reason to try again at once.
+func (c *Controller) counted(ctx context.Context, need Requirement) (Verdict, string, error) {
+	verdict, err := c.VerdictOn(ctx, need)
+	var wrong *guardError
+	if errors.As(err, &wrong) {
+		return Verdict{}, wrong.Error(), nil
+	}
+	return verdict, "", err
+}
+
+// seenDecisions are the Decisions about a target that an informer knows of.
+func (c *Controller) seenDecisions(uid string) []v1alpha1.Decision {
+	objects, _ := c.decisions.GetIndexer().ByIndex(byTarget, uid) // the index is ours and exists
+	seen := make([]v1alpha1.Decision, 0, len(objects))
+	for _, object := range objects {
+		seen = append(seen, *object.(*v1alpha1.Decision))
+	}
+	return seen
+}
+
+// tellOfGrant makes an Event of what this replica has just written.
+func (c *Controller) tellOfGrant(grant *v1alpha1.TaskGrant, after *v1alpha1.TaskGrantStatus) {
+	became := func(kind string) *metav1.Condition {
+		if meta.IsStatusConditionTrue(grant.Status.Conditions, kind) || !meta.IsStatusConditionTrue(after.Conditions, kind) {
+			return nil
+		}
+		return meta.FindStatusCondition(after.Conditions, kind)
+	}
+	if over := became(v1alpha1.GrantEnded); over != nil && after.ActiveFrom == nil {
+		c.tell(grant, grants, "TaskGrantDenied", over.Reason)
+	} else if over != nil {
+		c.tell(grant, grants, "TaskGrantEnded", over.Reason)
+	} else if became(v1alpha1.GrantActive) != nil {
+		c.tell(grant, grants, "TaskGranted", meta.FindStatusCondition(after.Conditions, v1alpha1.GrantApproved).Reason)
+	}
 }
 
 // wakeAtEnd looks at an active grant again when its time is up.
@@ -60,6 +142,14 @@ func (c *Controller) wakeAtEnd(name string, status *v1alpha1.TaskGrantStatus) {
 	if status.ExpiresAt != nil && meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantActive) {
 		c.queue.AddAfter(item{grants, name}, max(status.ExpiresAt.Sub(c.config.Now()), time.Millisecond))
 	}
+}
+
+func (c *Controller) cachedGrant(name string) *v1alpha1.TaskGrant {
+	object, exists, err := c.grants.GetStore().GetByKey(name)
+	if err != nil || !exists {
+		return nil
+	}
+	return object.(*v1alpha1.TaskGrant)
 }
 
 func (c *Controller) cachedPolicy(name string) *v1alpha1.AgentPolicy {

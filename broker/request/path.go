@@ -53,7 +53,8 @@ func (p *Parser) resolve(method, path string, query url.Values) (*apirequest.Req
 	if err != nil {
 		return nil, refuse(authz.BadPath, "Unresolved", "the path cannot be resolved")
 	}
-	beyond := info.IsResourceRequest && pathOf(info) != path
+	var buffer [128]byte
+	beyond := info.IsResourceRequest && string(appendPath(buffer[:0], info)) != path
 	if beyond && info.Subresource == "proxy" { // the rest of the path is for the proxied server
 		return nil, refuse(authz.PolicyDenied, "Proxy", "what nodes, pods and services serve themselves is never reached through taskgate, whatever a grant says. Next: do without it. Retrying changes nothing").as(http.StatusForbidden)
 	}
@@ -69,28 +70,41 @@ func (p *Parser) resolve(method, path string, query url.Values) (*apirequest.Req
 // legacyVerb finds the deprecated spelling of watch and proxy as path prefixes
 // (requestinfo.go, specialVerbs).
 func legacyVerb(path string) bool {
-	segments := strings.Split(path[1:], "/")
-	at := map[string]int{"api": 2, "apis": 3}[segments[0]]
-	return at > 0 && len(segments) > at && (segments[at] == "watch" || segments[at] == "proxy")
+	root, rest, _ := strings.Cut(path[1:], "/")
+	switch root {
+	case "apis":
+		_, rest, _ = strings.Cut(rest, "/") // the group
+		fallthrough
+	case "api":
+		_, rest, _ = strings.Cut(rest, "/") // the version
+		verb, _, _ := strings.Cut(rest, "/")
+		return verb == "watch" || verb == "proxy"
+	}
+	return false
 }
 
-// pathOf writes the one path that names what info names. Comparing it with the
-// path that was read proves that no part of the path was ignored.
-func pathOf(info *apirequest.RequestInfo) string {
-	path := "/" + info.APIPrefix
-	if info.APIGroup != "" {
-		path += "/" + info.APIGroup
-	}
-	path += "/" + info.APIVersion
+// appendPath writes the one path that names what info names. Comparing it with
+// the path that was read proves that no part of the path was ignored.
+func appendPath(to []byte, info *apirequest.RequestInfo) []byte {
+	namespace, name := "", ""
 	if info.Namespace != "" && info.Resource != "namespaces" {
-		path += "/namespaces/" + info.Namespace
+		namespace = info.Namespace
 	}
-	path += "/" + info.Resource
 	if len(info.Parts) > 1 { // info.Name may come from a field selector
-		path += "/" + info.Parts[1]
+		name = info.Parts[1]
 	}
-	if info.Subresource != "" {
-		path += "/" + info.Subresource
+	to = appendSegment(to, info.APIPrefix, true)
+	to = appendSegment(to, info.APIGroup, info.APIGroup != "")
+	to = appendSegment(to, info.APIVersion, true)
+	to = appendSegment(to, "namespaces/"+namespace, namespace != "")
+	to = appendSegment(to, info.Resource, true)
+	to = appendSegment(to, name, len(info.Parts) > 1)
+	return appendSegment(to, info.Subresource, info.Subresource != "")
+}
+
+func appendSegment(to []byte, segment string, there bool) []byte {
+	if !there {
+		return to
 	}
-	return path
+	return append(append(to, '/'), segment...)
 }

@@ -53,8 +53,8 @@ func meaning(p *request.Request, refusal *request.Refusal) string {
 	} else {
 		text += fmt.Sprintf("%s:%s.%s %s", c.Namespace, c.QualifiedResource(), c.Group, c.Name)
 	}
-	for word, is := range map[string]bool{" dry": p.DryRun, " live": p.Live, " creates": c.Creates, " token": c.ServiceAccountToken} {
-		if is {
+	for _, word := range []string{" dry", " live", " creates", " token"} {
+		if map[string]bool{" dry": p.DryRun, " live": p.Live, " creates": c.Creates, " token": c.ServiceAccountToken}[word] {
 			text += word
 		}
 	}

@@ -17,8 +17,8 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	err := cli.Command().ExecuteContext(ctx)
-	if err != nil && err.Error() != "" {
-		fmt.Fprintln(os.Stderr, "taskgate:", err)
+	if message := cli.Message(err); message != "" {
+		fmt.Fprintln(os.Stderr, "taskgate:", message)
 	}
 	return cli.ExitCode(err)
 }

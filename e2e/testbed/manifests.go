@@ -11,7 +11,11 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/dynamic"
 
 	"github.com/taskgate/taskgate/e2e/internal/toolset"
 )
@@ -39,6 +43,9 @@ func (t *Testbed) installManifests(ctx context.Context) error {
 	if err := t.applyServed(ctx, base); err != nil {
 		return fmt.Errorf("installing the manifests: %w", err)
 	}
+	if err := t.waitForAsking(ctx); err != nil {
+		return fmt.Errorf("waiting until the cluster fills TaskGrants in: %w", err)
+	}
 	t.say("installed the manifests (%s)", time.Since(begin).Round(10*time.Millisecond))
 	return nil
 }
@@ -58,6 +65,30 @@ func (t *Testbed) applyServed(ctx context.Context, folder string) error {
 		return last
 	}
 	return err
+}
+
+// waitForAsking waits until the admission policies fill in who asks for a
+// TaskGrant: the API server reads the schemas of new kinds every five seconds, and
+// until then it can change no object of theirs.
+func (t *Testbed) waitForAsking(ctx context.Context) error {
+	client, err := dynamic.NewForConfig(t.admin)
+	if err != nil {
+		return err
+	}
+	grants := client.Resource(schema.GroupVersionResource{Group: "taskgate.dev", Version: "v1alpha1", Resource: "taskgrants"})
+	grant := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "taskgate.dev/v1alpha1", "kind": "TaskGrant", "metadata": map[string]any{"name": "testbed-asks"},
+		"spec": map[string]any{
+			"agent": "spiffe://" + TrustDomain + "/nobody", "task": "ask", "policy": "nothing", "ttl": "1s",
+			"rules": []any{map[string]any{"namespaces": []any{"x"}, "apiGroups": []any{"x"}, "resources": []any{"x"}, "verbs": []any{"get"}}},
+		},
+	}}
+	var last error
+	err = wait.PollUntilContextTimeout(ctx, 250*time.Millisecond, manifestsPatience, true, func(ctx context.Context) (bool, error) {
+		_, last = grants.Create(ctx, grant, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return last == nil, nil
+	})
+	return errors.Join(err, last)
 }
 
 // kubectl runs as the cluster's administrator.

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/broker/control"
+	"github.com/taskgate/taskgate/internal/inert"
 )
 
 type grantsOptions struct {
@@ -28,8 +28,8 @@ func grantsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "grants",
 		Short: "See what agents may do now",
-		Long: `Grants lists TaskGrants: who may do what, for which task, and for how long. Ended
-ones are left out unless you ask for --all.`,
+		Long: `Grants lists TaskGrants: who may do what, for which task, and for how long; and which
+wait, and why. Ended ones are left out unless you ask for --all.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
@@ -46,18 +46,16 @@ func (o *grantsOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	list := new(v1alpha1.TaskGrantList)
-	if err := client.Get().Resource("taskgrants").Do(cmd.Context()).Into(list); err != nil {
-		return fmt.Errorf("listing the TaskGrants: %w", err)
+	all, err := list[v1alpha1.TaskGrantList](cmd.Context(), client, grants, "")
+	if err != nil {
+		return explain(err, "listing the TaskGrants", roleOperator)
 	}
-	list.Items = slices.DeleteFunc(list.Items, o.hides)
+	all.Items = slices.DeleteFunc(all.Items, o.hides)
 	switch o.output {
 	case "json":
-		encoder := json.NewEncoder(cmd.OutOrStdout())
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(list.Items)
+		return printJSON(cmd.OutOrStdout(), all.Items)
 	case "table":
-		return printGrants(cmd.OutOrStdout(), list.Items, time.Now())
+		return printGrants(cmd.OutOrStdout(), all.Items, time.Now())
 	}
 	return fmt.Errorf("--output is table or json, not %q", o.output)
 }
@@ -67,37 +65,34 @@ func (o *grantsOptions) hides(g v1alpha1.TaskGrant) bool {
 	return g.Name == control.HeartbeatObject || over && !o.all || o.agent != "" && g.Spec.Agent != o.agent || o.policy != "" && g.Spec.Policy != o.policy
 }
 
-func printGrants(out io.Writer, grants []v1alpha1.TaskGrant, now time.Time) error {
-	if len(grants) == 0 {
-		_, err := fmt.Fprintln(out, "No agent may do anything at the moment.")
-		return err
+func printGrants(out io.Writer, items []v1alpha1.TaskGrant, now time.Time) error {
+	p := &printer{out: out}
+	active := func(g v1alpha1.TaskGrant) bool { return grantStanding(&g).good }
+	if !slices.ContainsFunc(items, active) {
+		p.line("No agent may do anything at the moment.")
+	}
+	if len(items) == 0 || p.err != nil {
+		return p.err
 	}
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(table, "NAME\tAGENT\tTASK\tSTATE\tENDS IN\tPOLICY\tMAY")
-	for i := range grants {
-		g := &grants[i]
-		state, ends := "Unseen", "-"
-		if active := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.GrantActive); active != nil {
-			state = active.Reason
-		}
-		if meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.GrantActive) && g.Status.ExpiresAt != nil {
+	var waiting []string
+	for i := range items {
+		g := &items[i]
+		s, ends := grantStanding(g), "-"
+		if s.good && g.Status.ExpiresAt != nil {
 			ends = duration.HumanDuration(g.Status.ExpiresAt.Sub(now))
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", g.Name, safe(g.Spec.Agent), safe(g.Spec.Task), state, ends, g.Spec.Policy, may(g.Spec.Rules))
+		if s.word == "Waiting" {
+			waiting = append(waiting, fmt.Sprintf("%s: %s", inert.Line(g.Name), inert.Line(s.why)))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cell(g.Name), cell(g.Spec.Agent), cell(g.Spec.Task), cell(s.word), ends, cell(g.Spec.Policy), cell(may(g.Spec.Rules)))
 	}
-	return table.Flush()
-}
-
-// may says the rules in a few words.
-func may(rules []v1alpha1.Rule) string {
-	var words []string
-	for _, rule := range rules {
-		words = append(words, fmt.Sprintf("%s %s in %s", strings.Join(rule.Verbs, ","), strings.Join(rule.Resources, ","), strings.Join(rule.Namespaces, ",")))
+	if err := table.Flush(); err != nil {
+		return err
 	}
-	text := safe(strings.Join(words, "; "))
-	const most = 80
-	if len(text) > most {
-		return text[:most] + "…"
+	if len(waiting) > 0 {
+		p.line("\nWaiting (see taskgate show NAME):\n  %s", strings.Join(waiting, "\n  "))
 	}
-	return text
+	return p.err
 }

@@ -86,11 +86,8 @@ func (o *rbacOptions) policy(cmd *cobra.Command, args []string) (*v1alpha1.Agent
 	if err != nil {
 		return nil, err
 	}
-	policy := new(v1alpha1.AgentPolicy)
-	if err := client.Get().Resource("agentpolicies").Name(name).Do(cmd.Context()).Into(policy); err != nil {
-		return nil, fmt.Errorf("reading the AgentPolicy %q: %w", name, err)
-	}
-	return policy, nil
+	policy, err := get[v1alpha1.AgentPolicy](cmd.Context(), client, policies, name)
+	return policy, explain(err, fmt.Sprintf("reading the AgentPolicy %q", name), roleOperator)
 }
 
 // policyFromFile finds the one AgentPolicy of a file, or the one of that name.

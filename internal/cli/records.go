@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/taskgate/taskgate/internal/inert"
 	"github.com/taskgate/taskgate/recorder"
 )
 
@@ -60,8 +60,7 @@ func (o *recordsOptions) run(cmd *cobra.Command, args []string) error {
 	flush := func() error { return nil }
 	switch o.output {
 	case "jsonl":
-		encoder := json.NewEncoder(cmd.OutOrStdout())
-		write = func(e *recorder.Event) error { return encoder.Encode(e) }
+		write = func(e *recorder.Event) error { return printLine(cmd.OutOrStdout(), e) }
 	case "table":
 		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 		flush, write = table.Flush, func(e *recorder.Event) error { return row(table, e) }
@@ -103,8 +102,8 @@ func row(out io.Writer, e *recorder.Event) error {
 	if e.Stage == recorder.StageResponseStarted {
 		result += " opened"
 	}
-	_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.StageTimestamp.UTC().Format("2006-01-02T15:04:05.000Z"), safe(e.User.Username),
-		safe(firstOf(e.Annotations[recorder.AnnotationTask], "-")), e.Annotations[recorder.AnnotationDecision], safe(e.Verb), safe(object(e)), safe(result))
+	_, err := fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.StageTimestamp.UTC().Format("2006-01-02T15:04:05.000Z"), inert.Line(e.User.Username),
+		inert.Line(firstOf(e.Annotations[recorder.AnnotationTask], "-")), e.Annotations[recorder.AnnotationDecision], inert.Line(e.Verb), inert.Line(object(e)), inert.Line(result))
 	return err
 }
 

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/taskgate/taskgate/internal/inert"
 	"github.com/taskgate/taskgate/recorder"
 )
 
@@ -79,9 +79,7 @@ func (o *verifyOptions) run(cmd *cobra.Command, args []string) error {
 	}
 	out := cmd.OutOrStdout()
 	if o.output == "json" {
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(struct {
+		err = printJSON(out, struct {
 			Proven bool `json:"proven"`
 			*recorder.Report
 		}{report.Proven(), report})
@@ -176,17 +174,17 @@ func printReport(out io.Writer, report *recorder.Report) error {
 	if report.Proven() {
 		p.line("PROVEN: %d records in %d segments, signed by %d manifests", report.Records, report.Segments, report.Manifests)
 	} else {
-		p.line("BROKEN: %s; the first: %s", count(len(report.Findings), "finding"), safe(report.Findings[0].String()))
+		p.line("BROKEN: %s; the first: %s", count(len(report.Findings), "finding"), inert.Line(report.Findings[0].String()))
 	}
 	for _, stream := range report.Streams {
-		p.line("  stream %s/%s: records 1 to %d, %s, last manifest %d at %s", safe(stream.Cluster), safe(stream.Stream), stream.Last, stream.End,
+		p.line("  stream %s/%s: records 1 to %d, %s, last manifest %d at %s", inert.Line(stream.Cluster), inert.Line(stream.Stream), stream.Last, stream.End,
 			stream.Number, stream.Time.UTC().Format(time.RFC3339))
 	}
 	for _, finding := range report.Findings {
-		p.line("  broken: %s", safe(finding.String()))
+		p.line("  broken: %s", inert.Line(finding.String()))
 	}
 	for _, note := range report.Notes {
-		p.line("  note: %s", safe(note.String()))
+		p.line("  note: %s", inert.Line(note.String()))
 	}
 	if report.Unknown > 0 {
 		p.line("  note: %d calls whose outcome is not known are recorded as such", report.Unknown)
