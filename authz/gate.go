@@ -12,14 +12,30 @@ type Gate struct {
 	Resources     []string
 	Verbs         []string
 	ResourceNames []string
-	// When is a CEL expression that narrows the gate. Until it is evaluated the
-	// gate holds for every call its lists match.
+	// When is the expression that narrows the gate, for people to read, and
+	// Condition what became of it. A gate with an expression and without a
+	// Condition holds for every call its lists match.
 	When      string
+	Condition Condition
 	Approvers int
 	Groups    []string
 	TTL       time.Duration
 	UseWithin time.Duration
 	Hold      bool
+}
+
+// Condition says whether a gate holds for a call its lists match. Holds MUST be
+// true whenever that cannot be found out, MUST NOT make calls, and both methods
+// MUST be safe for concurrent use.
+type Condition interface {
+	// NeedsObjects reports whether Holds looks at the object of the call.
+	NeedsObjects() bool
+	Holds(Facts) bool
+}
+
+// Facts are what a condition is about, as plain values. What there is not is nil.
+type Facts struct {
+	Request, Object, OldObject, Params map[string]any
 }
 
 type compiledGate struct {

@@ -216,22 +216,24 @@ func (s *Set) gated(c *Call, d *Decision) {
 		return
 	}
 	d.Values = !(c.Secrets() && d.Rule.Redacted)
-	if gate := s.gate(c, d.Rule); gate != nil {
-		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, gate
-		return
-	}
+	d.certain = s.certain(c, d.Rule)
 	for i := range s.waived {
 		if s.waived[i].stands(c, d.Rule) {
-			d.Waived = s.waived[i].gate.Name
+			d.waived = s.waived[i].gate.Name
 			break
 		}
 	}
-	d.Verdict = Allow
+	if d.Conditional = s.conditional(c, d.certain); d.Conditional != nil {
+		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, d.Conditional[0]
+		return
+	}
+	d.settled()
 }
 
-// gate returns the strictest gate before the call: the one that asks for most
-// people, a policy's own before a built-in one where they ask for as many.
-func (s *Set) gate(c *Call, rule *Rule) *Gate {
+// certain returns the strictest gate that is before the call in any case: the one
+// that asks for most people, a policy's own before a built-in one where they ask
+// for as many.
+func (s *Set) certain(c *Call, rule *Rule) *Gate {
 	var strictest *Gate
 	builtins := s.builtins
 	if !c.Verb.Mutates() {
@@ -244,9 +246,22 @@ func (s *Set) gate(c *Call, rule *Rule) *Gate {
 		}
 	}
 	for i := range s.gates {
-		if s.gates[i].match(c) && (strictest == nil || s.gates[i].Approvers >= strictest.Approvers) {
-			strictest = s.gates[i].Gate
+		if g := &s.gates[i]; g.Condition == nil && g.match(c) && (strictest == nil || g.Approvers >= strictest.Approvers) {
+			strictest = g.Gate
 		}
 	}
 	return strictest
+}
+
+// conditional returns the gates that may be before the call and would be stricter
+// than the certain one, or as strict. It allocates only if there are any.
+func (s *Set) conditional(c *Call, certain *Gate) []*Gate {
+	var gates []*Gate
+	for i := range s.gates {
+		if g := &s.gates[i]; g.Condition != nil && g.match(c) && (certain == nil || g.Approvers >= certain.Approvers) {
+			gates = append(gates, g.Gate)
+		}
+	}
+	slices.SortStableFunc(gates, func(a, b *Gate) int { return b.Approvers - a.Approvers })
+	return gates
 }

@@ -80,6 +80,7 @@ func (x *exchange) decide() *refusal {
 		Pinned: x.r.Header.Get(headerGrant),
 	}
 	x.decision = authz.Decide(x.question)
+	x.settle()
 	if x.decision.Verdict != authz.Allow {
 		return undecided(&x.decision, &x.request.Call)
 	}

@@ -154,6 +154,9 @@ func (x *exchange) stillAllowed(now time.Time) *refusal {
 		again.Pinned = x.decision.Grant.Name
 	}
 	d := authz.Decide(again)
+	d.Settle(func(gate *authz.Gate) bool {
+		return gate.Condition.NeedsObjects() || gate.Condition.Holds(x.facts())
+	})
 	if d.Verdict != authz.Allow {
 		return undecided(&d, x.question.Call)
 	}

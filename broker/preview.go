@@ -1,10 +1,12 @@
 package broker
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -72,12 +74,20 @@ func (x *exchange) denied(r *refusal) *refusal {
 // own, with its own audit ID and records that name this call as the parent; its
 // answer never reaches the agent.
 func (x *exchange) preview(path string) (int, []byte, *refusal) {
-	asked := &http.Request{Method: http.MethodGet, RequestURI: (&url.URL{Path: path}).EscapedPath(), Header: http.Header{"Accept": {"application/json"}}, Body: http.NoBody}
+	return x.previewOf(&http.Request{Method: http.MethodGet, RequestURI: (&url.URL{Path: path}).EscapedPath(), Header: http.Header{"Accept": {"application/json"}}, Body: http.NoBody})
+}
+
+// previewOf makes any call that changes nothing, as preview does.
+func (x *exchange) previewOf(asked *http.Request) (int, []byte, *refusal) {
 	parsed, notParsed := x.b.parser.Parse(asked)
 	if notParsed != nil {
 		return 0, nil, x.invariant("a preview is not understood: " + notParsed.Text)
 	}
+	if parsed.Call.Verb.Mutates() && !parsed.DryRun {
+		return 0, nil, x.invariant("a preview would change something")
+	}
 	look := &exchange{b: x.b, conn: x.conn, r: x.r, started: x.b.now(), auditID: uuid.NewString(), request: parsed, decision: x.decision}
+	look.decision.Verdict = authz.Allow // to look; the call itself may have to wait
 	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID}
 	if !a.principal.valid() {
 		return 0, nil, x.invariant("a preview without a principal")
@@ -104,13 +114,23 @@ func (x *exchange) preview(path string) (int, []byte, *refusal) {
 	return status, body, nil
 }
 
+// previewPatience is how long the call waits for a preview.
+const previewPatience = 15 * time.Second
+
 func (x *exchange) fetch(a *admission, header http.Header) (int, []byte, error) {
-	response, err := x.b.upstream.send(x.r.Context(), a, header)
+	ctx, cancel := context.WithTimeout(x.r.Context(), previewPatience)
+	defer cancel()
+	if a.request.Call.Verb.Mutates() { // a dry run: admission plugins may see it
+		if err := a.intent.Wait(ctx); err != nil {
+			return 0, nil, err
+		}
+	}
+	response, err := x.b.upstream.send(ctx, a, header)
 	if err != nil {
 		return 0, nil, err
 	}
 	defer response.Body.Close()
-	if err := a.intent.Wait(x.r.Context()); err != nil {
+	if err := a.intent.Wait(ctx); err != nil {
 		return 0, nil, err
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxPreview))

@@ -60,8 +60,9 @@ var ours = map[string][]string{
 	"internal/inert":        {},
 	"broker/request":        {"authz"},
 	"broker/notify":         {},
-	"broker/control":        {"api/v1alpha1", "authz", "manifests"},
+	"broker/control":        {"api/v1alpha1", "authz", "broker/condition", "manifests"},
 	"broker/mask":           {},
+	"broker/condition":      {"authz"},
 	"broker":                {"authz", "broker/control", "broker/mask", "broker/notify", "broker/request", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
 	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "internal/inert", "recorder"},
@@ -80,7 +81,7 @@ var strangers = []struct {
 	except []string
 	why    string
 }{
-	{[]string{"identity", "authz", "recorder", "broker/mask", "broker/request", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
+	{[]string{"identity", "authz", "recorder", "broker/condition", "broker/mask", "broker/request", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
 	{[]string{"identity", "recorder"}, "k8s.io/", nil, "who speaks and what is recorded do not depend on Kubernetes' types"},
 	{[]string{"authz"}, "k8s.io/", []string{"k8s.io/api/rbac/v1", "k8s.io/component-helpers/auth/rbac/validation"}, "decisions are about plain values; RBAC's own comparison is the exception"},
 	{[]string{"*"}, "log", []string{"broker", "sidecar"}, "one logger, passed in Config; net/http wants one of these for its own complaints"},

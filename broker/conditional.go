@@ -1,0 +1,113 @@
+package broker
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"net/url"
+
+	kjson "sigs.k8s.io/json"
+
+	"github.com/taskgate/taskgate/authz"
+)
+
+// settle evaluates the conditions of the gates that the call may wait at. Those
+// that only look at the request cost nothing; for the others the broker makes a
+// dry run and reads the object, at most once each.
+//
+// Fails toward the gate: without a dry run, without the object, and with whatever
+// cannot be evaluated, the gate holds. The object may change between the dry run
+// and the call: a condition is about what a call would do now, and an agent with
+// two hands can make that something else a moment later.
+func (x *exchange) settle() {
+	if len(x.decision.Conditional) == 0 {
+		return
+	}
+	facts, looked, found := x.facts(), false, false
+	x.decision.Settle(func(gate *authz.Gate) bool {
+		if gate.Condition.NeedsObjects() {
+			if !looked {
+				looked, found = true, x.objects(&facts)
+			}
+			if !found {
+				return true
+			}
+		}
+		return gate.Condition.Holds(facts)
+	})
+}
+
+// facts are what is known of the call without asking the cluster.
+func (x *exchange) facts() authz.Facts {
+	c := &x.request.Call
+	query := map[string]any{}
+	given, _ := url.ParseQuery(x.request.Query()) // written by the parser itself
+	for name := range given {
+		query[name] = given.Get(name)
+	}
+	facts := authz.Facts{Request: map[string]any{
+		"verb": c.Verb.String(), "group": c.Group, "version": c.Version, "resource": c.Resource, "subresource": c.Subresource,
+		"namespace": c.Namespace, "name": c.Name, "dryRun": x.request.DryRun, "query": query,
+	}}
+	if g := x.decision.Grant; g != nil {
+		facts.Params = map[string]any{"agent": g.Agent, "task": g.Task, "grant": g.Name, "policy": g.Policy}
+	}
+	return facts
+}
+
+// objects looks at what the call is about, and reports whether it could. A call
+// that has no object, such as a list, has nothing to look at.
+func (x *exchange) objects(facts *authz.Facts) bool {
+	var found bool
+	switch x.request.Call.Verb {
+	case authz.Create:
+		facts.Object, found = x.dryRun()
+	case authz.Update, authz.Patch:
+		if facts.OldObject, found = x.liveObject(); found {
+			facts.Object, found = x.dryRun()
+		}
+	case authz.Delete:
+		facts.OldObject, found = x.liveObject()
+	}
+	return found
+}
+
+func (x *exchange) liveObject() (map[string]any, bool) {
+	if x.request.Call.Name == "" {
+		return nil, false
+	}
+	status, body, refused := x.preview(x.request.Path())
+	if refused != nil || status != http.StatusOK {
+		return nil, false
+	}
+	return decodeObject(body)
+}
+
+// dryRun makes the very call, with nothing persisted, and returns the object it
+// is answered with. Calls that open streams have no dry run.
+func (x *exchange) dryRun() (map[string]any, bool) {
+	if x.request.Body == nil {
+		return nil, false
+	}
+	query, err := url.ParseQuery(x.request.Query())
+	if err != nil {
+		return nil, false
+	}
+	query.Set("dryRun", "All")
+	status, body, refused := x.previewOf(&http.Request{
+		Method: x.request.Method, RequestURI: (&url.URL{Path: x.request.Path(), RawQuery: query.Encode()}).RequestURI(),
+		Header: http.Header{"Accept": {"application/json"}, "Content-Type": {x.request.MediaType}},
+		Body:   io.NopCloser(bytes.NewReader(x.request.Body)), ContentLength: int64(len(x.request.Body)),
+	})
+	if refused != nil || status != http.StatusOK && status != http.StatusCreated {
+		return nil, false
+	}
+	return decodeObject(body)
+}
+
+// decodeObject reads an object of the cluster; whole numbers stay whole.
+func decodeObject(body []byte) (map[string]any, bool) {
+	var object map[string]any
+	err := kjson.UnmarshalCaseSensitivePreserveInts(body, &object)
+	return object, err == nil && object != nil
+}
