@@ -97,6 +97,10 @@ func (c *Call) discovery() bool {
 	return false
 }
 
+// Secrets reports whether the call is about Secrets, so that its answer can carry
+// some.
+func (c *Call) Secrets() bool { return core(c, "secrets") }
+
 // AsksAboutItself reports whether the call is a review of what the caller itself
 // is or may do. The broker answers it from the grants.
 func (c *Call) AsksAboutItself() bool {

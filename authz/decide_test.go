@@ -123,6 +123,9 @@ func outcome(d authz.Decision) string {
 	if d.Waived != "" {
 		text += " waived:" + d.Waived
 	}
+	if d.Verdict != authz.Deny && d.Rule != nil && !d.Values {
+		text += " masked"
+	}
 	return text
 }
 
@@ -414,9 +417,27 @@ func TestConstraints(t *testing.T) {
 	}
 	get := call("get shop:secrets db")
 	check("waived", "allow waived:secret-values", get, secrets)
-	check("a redacted rule shows nothing while values cannot be masked", "wait ApprovalRequired secret-values", get, redacted)
-	check("one of two rules redacts", "allow waived:secret-values", get, redacted, secrets)
 	check("redaction is about Secrets", "allow", call("get shop:pods web-0"), redacted)
+
+	about := func(rule authz.Rule, names ...string) authz.Rule { rule.ResourceNames = names; return rule }
+	for _, waive := range []string{"secret-values", "exec"} {
+		policy.Waive = []string{waive}
+		values := map[string]string{"secret-values": "allow waived:secret-values", "exec": "wait ApprovalRequired secret-values"}[waive]
+		check("redacted", "allow masked", get, redacted)
+		check("a redacted write", "allow masked", call("patch shop:secrets db"), redacted)
+		check("a redacted creation", "allow masked", call("create shop:secrets"), redacted)
+		check("of two rules about all the redacted one", "allow masked", get, secrets, redacted)
+		check("… in any order", "allow masked", get, redacted, everything)
+		check("a rule that names the Secret", values, get, redacted, about(secrets, "db"))
+		check("… another one", "allow masked", get, redacted, about(secrets, "other"))
+		check("… both do", "allow masked", get, about(secrets, "db"), about(redacted, "db"))
+		check("… a list names none", "allow masked", call("list shop:secrets"), redacted, about(secrets, "db"))
+		check("a creation shows what the agent sent", "allow", call("create shop:secrets"), secrets)
+	}
+	policy.Gates = []authz.Gate{{Name: "mine", Approvers: 1, Resources: []string{"secrets"}}}
+	check("a policy's own gate stands before masked answers", "wait ApprovalRequired mine masked", get, redacted)
+	policy.Gates = nil
+	check("other gates stand", "wait ApprovalRequired deletecollection masked", call("deletecollection shop:secrets"), redacted)
 
 	pod := call("create shop:pods")
 	pod.ServiceAccount = "builder"
@@ -484,4 +505,54 @@ func TestWhatTheAgentRemembers(t *testing.T) {
 	check("GrantExpired expired", revoked, expired)
 	check("GrantRevoked just", expired, with(grant("just", pods), func(g *authz.Grant) { g.Revoked = true }))
 	check("OutsideGrant other", grant("other", rule("get", "shop", "", "services")))
+}
+
+// condition is one whose answer is known.
+type condition struct{ holds, needs bool }
+
+func (c condition) NeedsObjects() bool     { return c.needs }
+func (c condition) Holds(authz.Facts) bool { return c.holds }
+
+// TestConditionalGates: of the gates that hold the strictest wins; while nobody
+// was asked, all of them do.
+func TestConditionalGates(t *testing.T) {
+	gate := func(name string, approvers int, when authz.Condition) authz.Gate {
+		return authz.Gate{Name: name, Approvers: approvers, Resources: []string{"deployments", "pods/exec"}, When: "…", Condition: when}
+	}
+	yes, no := condition{holds: true}, condition{}
+	scale, exec := "patch shop:deployments.apps web", "create shop:pods/exec web-0"
+	for _, row := range []struct {
+		name, call     string
+		gates          []authz.Gate
+		asking, answer string
+		asked          int
+	}{
+		{"none holds", scale, []authz.Gate{gate("a", 1, no)}, "wait ApprovalRequired a", "allow", 1},
+		{"one holds", scale, []authz.Gate{gate("a", 1, yes)}, "wait ApprovalRequired a", "wait ApprovalRequired a", 1},
+		{"the strictest that holds", scale, []authz.Gate{gate("a", 1, yes), gate("b", 3, no), gate("c", 2, yes)}, "wait ApprovalRequired b", "wait ApprovalRequired c", 2},
+		{"one without a condition stays", scale, []authz.Gate{gate("a", 1, no), gate("b", 1, nil)}, "wait ApprovalRequired a", "wait ApprovalRequired b", 1},
+		{"less strict than one without is not asked", scale, []authz.Gate{gate("a", 1, yes), gate("b", 2, nil)}, "wait ApprovalRequired b", "wait ApprovalRequired b", 0},
+		{"a built-in gate stays", exec, []authz.Gate{gate("a", 2, no)}, "wait ApprovalRequired a", "wait ApprovalRequired exec", 1},
+		{"not about the call", "get shop:pods web-0", []authz.Gate{gate("a", 1, yes)}, "allow", "allow", 0},
+		{"outside the grant", "delete shop:pods web-0", []authz.Gate{{Name: "x", Approvers: 1, Condition: no}}, "deny OutsideGrant", "deny OutsideGrant", 0},
+	} {
+		policy := shop()
+		policy.Gates = row.gates
+		w := world{policies: []*authz.Policy{policy}, grants: []*authz.Grant{grant("g", rule("get,patch,create", "shop", ",apps", "deployments,pods,pods/exec"))}}
+		d := decide(t, w, call(row.call))
+		if got := outcome(d); got != row.asking {
+			t.Errorf("%s: before: got %q, want %q", row.name, got, row.asking)
+		}
+		asked := 0
+		d.Settle(func(gate *authz.Gate) bool { asked++; return gate.Condition.Holds(authz.Facts{}) })
+		if got := outcome(d); got != row.answer || asked != row.asked || d.Conditional != nil {
+			t.Errorf("%s: got %q after %d questions, want %q after %d", row.name, got, asked, row.answer, row.asked)
+		}
+	}
+	policy := shop()
+	policy.Waive, policy.Gates = []string{"exec"}, []authz.Gate{gate("a", 1, no)}
+	d := decide(t, world{policies: []*authz.Policy{policy}, grants: []*authz.Grant{grant("g", everything)}}, call(exec))
+	if d.Settle(func(*authz.Gate) bool { return false }); outcome(d) != "allow waived:exec" {
+		t.Errorf("a waived gate: got %q", outcome(d))
+	}
 }

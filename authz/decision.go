@@ -61,13 +61,50 @@ type Decision struct {
 	Budget Budget
 	// Gate is the gate the call waits at, nil if there is none.
 	Gate *Gate
+	// Conditional are gates of which it is not known yet whether they hold, the
+	// strictest first. Until Settle is told, the verdict is as if all did.
+	Conditional []*Gate
+	// certain is the strictest of the gates that hold in any case, nil if none does.
+	certain *Gate
+	// waived is what Waived will be if the call is allowed.
+	waived string
 	// Covering counts the active grants that cover the call; see Set.Candidates.
 	Covering int
 	// Waived is the built-in gate that would have stood, had it not been waived.
 	Waived string
+	// Values says that the answer may show the values of Secrets. Without it every
+	// answer to a call on Secrets has to be masked, whatever the verdict.
+	Values bool
 	// Self is set for calls the broker answers itself: reviews, and the agent's
 	// own grants and approvals. They never go to the cluster.
 	Self bool
+}
+
+// Settle says which of the conditional gates hold; holds is asked about one after
+// the other, until one does. The strictest gate that holds is the one the call
+// waits at; if none does, the call is allowed.
+func (d *Decision) Settle(holds func(*Gate) bool) {
+	conditional := d.Conditional
+	if len(conditional) == 0 {
+		return
+	}
+	d.Conditional = nil
+	for _, gate := range conditional {
+		if holds(gate) {
+			d.Gate = gate
+			return
+		}
+	}
+	d.settled()
+}
+
+// settled makes the verdict of the gates that hold in any case.
+func (d *Decision) settled() {
+	if d.Gate = d.certain; d.Gate != nil {
+		d.Verdict, d.Reason = NeedsApproval, ApprovalRequired
+		return
+	}
+	d.Verdict, d.Reason, d.Waived = Allow, "", d.waived
 }
 
 // Question is everything a decision depends on.

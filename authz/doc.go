@@ -18,6 +18,18 @@
 //   - A change of a policy or a grant that the index has seen is in force for
 //     the next Decide: a Set is good for one generation of the index only.
 //
+// # Secrets
+//
+// Reading values of Secrets is behind the built-in gate secret-values. A rule with
+// Redacted (values: Redacted) needs no such yes: the call passes, and Decision.Values
+// stays false, which obliges the broker to mask the answer whatever the verb. Which
+// rule a call is under is not the agent's choice: within the charged grant a rule
+// that names the Secret (resourceNames) goes before one about all of them, and
+// otherwise one that redacts before one that does not. An agent that holds both
+// kinds in different grants is charged for the one that ends first, and may pin the
+// other. A gate of a policy holds for masked answers too, and no yes to it unmasks
+// them.
+//
 // # Which way it fails
 //
 // Closed. The zero Decision denies. A nil Set, a policy source that has not been

@@ -12,9 +12,11 @@ type Gate struct {
 	Resources     []string
 	Verbs         []string
 	ResourceNames []string
-	// When is a CEL expression that narrows the gate. Until it is evaluated the
-	// gate holds for every call its lists match.
+	// When is the expression that narrows the gate, for people to read, and
+	// Condition what became of it. A gate with an expression and without a
+	// Condition holds for every call its lists match.
 	When      string
+	Condition Condition
 	Approvers int
 	Groups    []string
 	// TTL is how long a request for approval stays open, UseWithin how long the
@@ -36,6 +38,20 @@ const (
 // builtinGate is a gate in which nothing is set but its name.
 func builtinGate(name string) Gate {
 	return Gate{Name: name, Approvers: 1, TTL: DefaultTTL, UseWithin: DefaultUseWithin}
+}
+
+// Condition says whether a gate holds for a call its lists match. Holds MUST be
+// true whenever that cannot be found out, MUST NOT make calls, and both methods
+// MUST be safe for concurrent use.
+type Condition interface {
+	// NeedsObjects reports whether Holds looks at the object of the call.
+	NeedsObjects() bool
+	Holds(Facts) bool
+}
+
+// Facts are what a condition is about, as plain values. What there is not is nil.
+type Facts struct {
+	Request, Object, OldObject, Params map[string]any
 }
 
 type compiledGate struct {
@@ -89,6 +105,15 @@ func (b *builtin) hits(c *Call) bool {
 	return (c.Verb.Mutates() || !b.writesOnly) && b.about(c)
 }
 
+// stands reports whether the gate is in the way of a call under a rule. Values
+// that are masked need nobody's yes.
+func (b *builtin) stands(c *Call, rule *Rule) bool {
+	return b.hits(c) && !(rule.Redacted && b.gate.Name == secretValues)
+}
+
+// secretValues is the gate before the values of Secrets.
+const secretValues = "secret-values"
+
 // builtins returns the built-in gates (design, section 5) in the order in which
 // they are tried.
 func builtins() []builtin {
@@ -108,7 +133,7 @@ func builtins() []builtin {
 		}),
 		named("port-forward", func(c *Call) bool { return core(c, "pods") && c.Subresource == "portforward" }),
 		writes("debug", func(c *Call) bool { return core(c, "pods") && c.Subresource == "ephemeralcontainers" }),
-		named("secret-values", showsSecrets),
+		named(secretValues, showsSecrets),
 		writes("rbac", func(c *Call) bool { return c.Group == "rbac.authorization.k8s.io" }),
 		writes("crd", func(c *Call) bool {
 			return c.Group == "apiextensions.k8s.io" && c.Resource == "customresourcedefinitions"
@@ -123,4 +148,4 @@ func core(c *Call, resource string) bool { return c.Group == "" && c.Resource ==
 // showsSecrets holds for every call whose answer can carry values of Secrets the
 // agent did not send itself: the API server answers a patch, an update and some
 // deletes with the whole object.
-func showsSecrets(c *Call) bool { return core(c, "secrets") && c.Verb != Create }
+func showsSecrets(c *Call) bool { return c.Secrets() && c.Verb != Create }

@@ -74,20 +74,42 @@ func (g *heldGrant) coveringRule(c *Call) *Rule {
 	return rule
 }
 
-// ruleFor prefers a rule that constrains nothing the call needs.
+// ruleFor prefers a rule that lets the pod run as it wants to, and of those
+// about Secrets the one that says most about this one (see Rule.preference).
 func (g *heldGrant) ruleFor(c *Call, verb Verb) *Rule {
-	var constrained *Rule
+	var best *Rule
+	most := -1
 	for i := range g.rules {
 		if !g.rules[i].match(c, verb) {
 			continue
 		}
-		if rule := &g.Rules[i]; rule.runsAs(c.ServiceAccount) && !rule.Redacted {
-			return rule
-		} else if constrained == nil {
-			constrained = rule
+		if preference := g.Rules[i].preference(c); preference > most {
+			best, most = &g.Rules[i], preference
+		}
+		if most > 0 && !c.Secrets() {
+			return best // no rule can be better
 		}
 	}
-	return constrained
+	return best
+}
+
+// preference orders the rules of a grant that match the same call. Where one rule
+// redacts and another does not, the agent cannot choose between seeing keys at
+// once and asking for values: a rule that names the Secret goes before one that is
+// about all of them, and otherwise the rule that redacts goes first. So a grant on
+// everything can keep Secrets masked, and one that masks them can except one.
+func (r *Rule) preference(c *Call) int {
+	preference := 0
+	if r.runsAs(c.ServiceAccount) {
+		preference += 4
+	}
+	if c.Secrets() && len(r.ResourceNames) > 0 {
+		preference += 2
+	}
+	if c.Secrets() && r.Redacted {
+		preference++
+	}
+	return preference
 }
 
 // runsAs reports whether pods under the rule may use the service account.
@@ -194,42 +216,53 @@ func (s *Set) gated(c *Call, d *Decision) {
 		d.Reason, d.Cause = PolicyDenied, "PodPolicy"
 		return
 	}
-	if gate := s.gate(c, d.Rule); gate != nil {
-		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, gate
-		return
-	}
+	d.Values = !(c.Secrets() && d.Rule.Redacted)
+	d.certain = s.certain(c, d.Rule)
 	for i := range s.waived {
-		if s.waived[i].hits(c) {
-			d.Waived = s.waived[i].gate.Name
+		if s.waived[i].stands(c, d.Rule) {
+			d.waived = s.waived[i].gate.Name
 			break
 		}
 	}
-	d.Verdict = Allow
+	if d.Conditional = s.conditional(c, d.certain); d.Conditional != nil {
+		d.Verdict, d.Reason, d.Gate = NeedsApproval, ApprovalRequired, d.Conditional[0]
+		return
+	}
+	d.settled()
 }
 
-// gate returns the strictest gate before the call: the one that asks for most
-// people, a policy's own before a built-in one where they ask for as many.
-func (s *Set) gate(c *Call, rule *Rule) *Gate {
+// certain returns the strictest gate that is before the call in any case: the one
+// that asks for most people, a policy's own before a built-in one where they ask
+// for as many.
+func (s *Set) certain(c *Call, rule *Rule) *Gate {
 	var strictest *Gate
 	builtins := s.builtins
 	if !c.Verb.Mutates() {
 		builtins = s.forReads
 	}
 	for i := range builtins {
-		if builtins[i].hits(c) {
+		if builtins[i].stands(c, rule) {
 			strictest = &builtins[i].gate
 			break
 		}
 	}
 	for i := range s.gates {
-		if s.gates[i].match(c) && (strictest == nil || s.gates[i].Approvers >= strictest.Approvers) {
-			strictest = s.gates[i].Gate
+		if g := &s.gates[i]; g.Condition == nil && g.match(c) && (strictest == nil || g.Approvers >= strictest.Approvers) {
+			strictest = g.Gate
 		}
 	}
-	if strictest == nil && rule.Redacted && showsSecrets(c) {
-		// Masking comes with a later version; until then nothing is shown.
-		gate := builtinGate("secret-values")
-		return &gate
-	}
 	return strictest
+}
+
+// conditional returns the gates that may be before the call and would be stricter
+// than the certain one, or as strict. It allocates only if there are any.
+func (s *Set) conditional(c *Call, certain *Gate) []*Gate {
+	var gates []*Gate
+	for i := range s.gates {
+		if g := &s.gates[i]; g.Condition != nil && g.match(c) && (certain == nil || g.Approvers >= certain.Approvers) {
+			gates = append(gates, g.Gate)
+		}
+	}
+	slices.SortStableFunc(gates, func(a, b *Gate) int { return b.Approvers - a.Approvers })
+	return gates
 }

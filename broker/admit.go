@@ -23,9 +23,13 @@ type admission struct {
 	// a read the answer must wait for it.
 	intent recorder.Receipt
 	meter  *control.Meter // nil if no grant is charged
+	// verbatim says that the agent may read the answer as the cluster wrote it;
+	// without it the answer is masked (values.go).
+	verbatim bool
 }
 
-// admit is the one door. It decides about the call, asks people where a gate
+// admit is the one door. It decides about the call, finds out which conditional
+// gates stand before it, asks people where a gate
 // stands, charges the grant, puts the intent on record, and uses up the approval;
 // a mutation, and whatever needed an approval, leaves admit with its intent
 // durable.
@@ -42,7 +46,7 @@ func (x *exchange) admit() (*admission, *refusal) {
 			return nil, r
 		}
 	}
-	a := &admission{request: x.request, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: x.auditID}
+	a := &admission{request: x.request, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: x.auditID, verbatim: !x.masks()}
 	if !a.principal.valid() {
 		return nil, x.invariant("a grant without agent, task or policy was about to be used")
 	}
@@ -123,10 +127,14 @@ func (x *exchange) decide() *refusal {
 		Pinned: x.r.Header.Get(headerGrant),
 	}
 	x.decision = authz.Decide(x.question)
+	x.settle()
 	if x.decision.Verdict == authz.Deny {
 		return undecided(&x.decision, &x.question)
 	}
-	return x.knownToCluster()
+	if r := x.knownToCluster(); r != nil {
+		return r
+	}
+	return x.staysMasked()
 }
 
 // headerGrant carries the name of the grant a sidecar is pinned to. An agent

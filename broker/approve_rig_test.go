@@ -39,6 +39,7 @@ type people struct {
 	// Faults: what is returned instead, or after it was done.
 	fail    map[string]error // by method
 	applied map[string]error // by method, after it was done
+	onAsked func()           // before people's answer is given
 	onUse   func()           // before an Approval is consumed
 	onUsed  func()           // after it was
 }
@@ -97,6 +98,9 @@ func (p *people) RequirementOf(_ context.Context, a *v1alpha1.Approval) (control
 }
 
 func (p *people) VerdictOn(_ context.Context, r control.Requirement) (control.Verdict, error) {
+	if p.onAsked != nil {
+		p.onAsked()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if a := p.items[r.Name]; a == nil || a.Spec.Digest != r.Digest || string(a.UID) != r.UID {

@@ -35,6 +35,8 @@ type exchange struct {
 	// gated is what is known about the approval of the call; nil for a call that
 	// needs none.
 	gated *gatedCall
+	// cleared are the gates whose conditions are about objects, and did not hold.
+	cleared []*authz.Gate
 }
 
 // event begins a record about this call. The fields every record of a call
@@ -103,6 +105,9 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 	if x.gated != nil {
 		x.gated.describe(e)
 	}
+	if d.Rule != nil && d.Verdict == authz.Allow && x.masks() {
+		e.Annotations[annotationValues] = "Redacted"
+	}
 	if d.Waived != "" {
 		e.Annotations[recorder.AnnotationWaived] = d.Waived
 	}
@@ -118,6 +123,7 @@ const (
 	// annotationDeciders are the people whose Decisions let a gated call through, or
 	// the one who said no.
 	annotationDeciders = "taskgate.dev/deciders"
+	annotationValues   = "taskgate.dev/values" // Redacted: the answer was masked
 )
 
 // withPrincipal notes who the call is in the cluster. A call the broker makes as

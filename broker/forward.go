@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/internal/relay"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -168,11 +169,14 @@ func (x *exchange) begin(a *admission, response *http.Response) bool {
 			return false
 		}
 	}
+	if !a.verbatim {
+		return x.beginMasked(a, response)
+	}
 	x.w.WriteHeader(response.StatusCode)
 	return true
 }
 
-// going is an answer of which the head is written.
+// going is an answer of which the head is written, or can be.
 type going struct {
 	admission   *admission
 	code        int
@@ -188,20 +192,37 @@ type going struct {
 // relay passes the body of an answer on, counting and hashing it.
 func (x *exchange) relay(g *going) {
 	tally, last := newTally(x.request), byte('\n')
-	_, err := relay.Body(x.w, g.body, x.request.Live, func(piece []byte) error {
-		if meter := g.admission.meter; meter != nil && !meter.Out(len(piece), x.decision.Budget) {
-			return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
-				"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
+	var err error
+	if g.admission.verbatim {
+		_, err = relay.Body(x.w, g.body, x.request.Live, func(piece []byte) error {
+			if err := x.account(g.admission.meter, tally, piece); err != nil {
+				return err
+			}
+			last = piece[len(piece)-1]
+			return nil
+		})
+	} else {
+		var begun bool
+		if begun, err = x.relayMasked(g, tally); !begun && g.cutBy(err) != nil {
+			x.withhold(g.admission, g.code, g.cutBy(err))
+			return
 		}
-		tally.add(piece)
-		last = piece[len(piece)-1]
-		return nil
-	})
+	}
 	if err == nil {
 		x.complete(g.admission, g.code, tally, "")
 		return
 	}
 	x.broken(g, tally, err, last == '\n')
+}
+
+// account counts a piece before the agent gets it, or says why it may not.
+func (x *exchange) account(meter *control.Meter, tally *tally, piece []byte) error {
+	if meter != nil && !meter.Out(len(piece), x.decision.Budget) {
+		return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
+			"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
+	}
+	tally.add(piece)
+	return nil
 }
 
 // broken ends an answer that did not come to its end.

@@ -157,6 +157,7 @@ func (x *exchange) stillAllowed(now time.Time) *refusal {
 		again.Pinned = x.decision.Grant.Name
 	}
 	d := authz.Decide(again)
+	d.Settle(x.stillHolds)
 	// A gate that this very call has passed, or waits at, does not end it.
 	passed := d.Verdict == authz.NeedsApproval && sameGate(d.Gate, x.decision.Gate)
 	if d.Verdict != authz.Allow && !passed {

@@ -24,7 +24,7 @@ func (x *exchange) own() *refusal {
 		return x.denied(notUnderstood(refused))
 	}
 	defer call.Close()
-	a := &admission{request: x.request, auditID: x.auditID}
+	a := &admission{request: x.request, auditID: x.auditID, verbatim: !x.masks()}
 	if r := x.intend(a); r != nil {
 		return r
 	}

@@ -1,11 +1,13 @@
 package broker
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -99,16 +101,19 @@ func (x *exchange) look(path string, query url.Values, accept string) (*sight, *
 // Fails closed: without a record, an answer, or with an answer too large to be
 // judged, it is a refusal of the call it was made for.
 func (x *exchange) preview(parsed *request.Request, header http.Header) (*sight, *refusal) {
-	admitted := x.decision
+	if parsed.Call.Verb.Mutates() && !parsed.DryRun {
+		return nil, x.invariant("a preview would change something")
+	}
+	admitted := x.decision // but to look; the call itself may have to wait
 	admitted.Verdict, admitted.Reason, admitted.Cause, admitted.Gate = authz.Allow, "", "", nil
 	look := &exchange{b: x.b, conn: x.conn, r: x.r, started: x.b.now(), auditID: uuid.NewString(), request: parsed, decision: admitted}
-	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID}
+	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID, verbatim: true}
 	if !a.principal.valid() {
 		return nil, x.invariant("a preview without a principal")
 	}
 	intent := look.previewEvent(x, a, recorder.StageRequestReceived)
 	receipt, err := x.b.recorder.Append(intent)
-	if err == nil && parsed.Call.Verb.Mutates() {
+	if err == nil && parsed.Call.Verb.Mutates() { // admission plugins may see a dry run
 		err = receipt.Wait(x.r.Context())
 	}
 	if err != nil {
@@ -136,16 +141,21 @@ func (x *exchange) preview(parsed *request.Request, header http.Header) (*sight,
 
 var errTooLarge = errors.New("the answer is too large to be judged")
 
+// previewPatience is how long the call waits for a preview.
+const previewPatience = 15 * time.Second
+
 // fetch returns what was answered, also with an error if the answer came and
 // cannot be used.
 func (x *exchange) fetch(a *admission, header http.Header) (*sight, error) {
-	response, err := x.b.upstream.send(x.r.Context(), a, header)
+	ctx, cancel := context.WithTimeout(x.r.Context(), previewPatience)
+	defer cancel()
+	response, err := x.b.upstream.send(ctx, a, header)
 	if err != nil {
 		return nil, err
 	}
 	defer response.Body.Close()
 	seen := &sight{status: response.StatusCode}
-	if err := a.intent.Wait(x.r.Context()); err != nil {
+	if err := a.intent.Wait(ctx); err != nil {
 		return seen, err
 	}
 	seen.body, err = io.ReadAll(io.LimitReader(response.Body, maxPreview+1))

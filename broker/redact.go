@@ -6,16 +6,17 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/taskgate/taskgate/broker/mask"
 	"github.com/taskgate/taskgate/broker/request"
 )
 
 // masked stands in records where a value was.
-const masked = "[redacted]"
+const masked = mask.Text
 
 // concernsSecrets reports whether a call is about Secrets, so that neither
 // bodies nor hashes of them may be kept: a hash of a short value gives it away.
 func concernsSecrets(r *request.Request) bool {
-	return r.Call.Group == "" && r.Call.Resource == "secrets" || holdsSecret(r.Object)
+	return r.Call.Secrets() || holdsSecret(r.Object)
 }
 
 // holdsSecret finds Secrets at any depth: in lists, and in whatever is sent under
@@ -47,7 +48,7 @@ func requestObject(r *request.Request) (json.RawMessage, error) {
 	if r.Object == nil {
 		return nil, nil
 	}
-	if r.Call.Group == "" && r.Call.Resource == "secrets" {
+	if r.Call.Secrets() {
 		return json.Marshal(redactSecret(r.Object))
 	}
 	return json.Marshal(redactWithin(r.Object))
@@ -91,7 +92,7 @@ func redactSecret(object any) any {
 			case "metadata":
 				kept[field] = redactMetadata(value)
 			default:
-				kept[field] = mask(value)
+				kept[field] = maskValues(value)
 			}
 		}
 		return kept
@@ -113,7 +114,7 @@ func redactMetadata(value any) any {
 	}
 	kept := maps.Clone(metadata)
 	if annotations, found := kept["annotations"]; found {
-		kept["annotations"] = mask(annotations)
+		kept["annotations"] = maskValues(annotations)
 	}
 	delete(kept, "managedFields")
 	return kept
@@ -136,8 +137,8 @@ func redactOperation(value any) any {
 	return kept
 }
 
-// mask keeps the keys of an object and hides everything below them.
-func mask(value any) any {
+// maskValues keeps the keys of an object and hides everything below them.
+func maskValues(value any) any {
 	fields, ok := value.(map[string]any)
 	if !ok {
 		return masked

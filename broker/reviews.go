@@ -73,13 +73,21 @@ func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview)
 	question := x.question
 	question.Call = asked(&review.Spec)
 	d := authz.Decide(question)
+	shown := ""
+	if question.Call.Secrets() && !d.Values {
+		shown = "; values are masked"
+	}
 	if d.Verdict == authz.Allow {
-		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: "allowed by " + basis(&d)}
+		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: "allowed by " + basis(&d) + shown}
 		return
 	}
 	if d.Verdict == authz.NeedsApproval {
+		which := "every such call needs"
+		if len(d.Conditional) > 0 { // a review is about no object
+			which = "such a call may need"
+		}
 		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: fmt.Sprintf(
-			"allowed by %s once people agree: every such call needs %s (gate %s)", basis(&d), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)}
+			"allowed by %s once people agree: %s %s (gate %s)%s", basis(&d), which, approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name, shown)}
 		return
 	}
 	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, &question).Error()}

@@ -195,6 +195,9 @@ func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*h
 	if a == nil || !a.granted {
 		return nil, fmt.Errorf("%w: a call without an admission", errInvariant)
 	}
+	if !a.verbatim {
+		from = maskedHeader(from)
+	}
 	target := *u.base
 	target.Path += a.request.Path()
 	target.RawQuery = a.request.Query()

@@ -124,8 +124,13 @@ type Gate struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=set
 	ResourceNames []string `json:"resourceNames,omitempty"`
-	// when is a CEL expression over request, object, oldObject and params; the
-	// gate holds where it is true and where it cannot be evaluated.
+	// when is a CEL expression, in the environment of the admission policies of
+	// Kubernetes; the gate holds where it is true and where it cannot be evaluated.
+	// request has verb, group, version, resource, subresource, namespace, name,
+	// dryRun and query (a map); params has agent, task, grant and policy. object is
+	// what a create, update or patch would make of the object, by a dry run, and
+	// oldObject what an update, patch or delete finds; otherwise they are null. A
+	// policy with an expression that cannot be compiled grants nothing.
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096
 	When string `json:"when,omitempty"`

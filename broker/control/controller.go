@@ -16,6 +16,7 @@ import (
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/condition"
 	"github.com/taskgate/taskgate/manifests"
 )
 
@@ -60,9 +61,10 @@ type Controller struct {
 	approvals cache.SharedIndexInformer // these two only say when to look
 	decisions cache.SharedIndexInformer
 
-	beats   beats
-	budgets budgets
-	events  events
+	beats      beats
+	budgets    budgets
+	conditions condition.Compiler
+	events     events
 
 	mu         sync.Mutex
 	tombstones map[string]tombstone // UID → deleted grant
@@ -198,7 +200,7 @@ func (c *Controller) policyChanged(policy *v1alpha1.AgentPolicy) {
 		c.sawBeat(policies, policy.Status.Heartbeats)
 		return
 	}
-	c.must(c.config.Index.PutPolicy(Policy(policy)))
+	c.must(c.config.Index.PutPolicy(c.understand(policy)))
 	c.queue.Add(item{policies, policy.Name})
 	c.requeueGrants(policy.Name)
 }

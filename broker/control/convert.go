@@ -73,6 +73,25 @@ func gate(policy string, object *v1alpha1.Gate) authz.Gate {
 	return converted
 }
 
+// understand is Policy with the conditions of the gates compiled. One that cannot
+// be makes the policy Invalid; its gate then holds without a condition.
+func (c *Controller) understand(object *v1alpha1.AgentPolicy) *authz.Policy {
+	policy := Policy(object)
+	for i := range policy.Gates {
+		gate := &policy.Gates[i]
+		if gate.When == "" {
+			continue
+		}
+		compiled, err := c.conditions.Compile(gate.When)
+		if err == nil {
+			gate.Condition = compiled
+		} else if policy.Invalid == "" {
+			policy.Invalid = fmt.Sprintf("spec.gates[%d].when (gate %s): %v", i, gate.Name, err)
+		}
+	}
+	return policy
+}
+
 func rules(objects []v1alpha1.Rule) []authz.Rule {
 	converted := make([]authz.Rule, 0, len(objects))
 	for _, rule := range objects {

@@ -28,7 +28,10 @@ type evaluation struct {
 	verdict   Verdict
 	uncounted string
 	held      string // the revoked grant that has the agent wait, "" if none
-	now       time.Time
+	// unclear says which condition of a gate of the policy cannot be compiled, ""
+	// if all can.
+	unclear string
+	now     time.Time
 }
 
 // outcome is what became of a grant, before it is written as conditions.
@@ -163,6 +166,9 @@ func (e *evaluation) recorded() outcome {
 // does.
 func (e *evaluation) outside() string {
 	spec, policy := &e.grant.Spec, Policy(e.policy)
+	if policy.Invalid == "" {
+		policy.Invalid = e.unclear
+	}
 	if policy.Invalid != "" {
 		return fmt.Sprintf("the AgentPolicy %q grants nothing: %s", policy.Name, policy.Invalid)
 	}

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -86,6 +85,9 @@ func (c *Controller) evaluation(ctx context.Context, grant *v1alpha1.TaskGrant, 
 	e := &evaluation{
 		grant: grant, policy: policy, siblings: siblings, spent: c.budgets.spent(string(grant.UID)),
 		held: c.holding(grant.Spec.Agent, grant.Spec.Policy), now: c.config.Now(),
+	}
+	if policy != nil {
+		e.unclear = c.understand(policy).Invalid
 	}
 	if e.asksPeople() {
 		e.verdict, e.uncounted, err = decided(ctx, grantRequirement(grant, policy))
@@ -195,10 +197,10 @@ func (c *Controller) reconcilePolicy(ctx context.Context, name string) error {
 			Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: policy.Generation,
 		})
 	}
-	if invalid := Policy(policy).Invalid; invalid != "" {
+	if invalid := c.understand(policy).Invalid; invalid != "" {
 		set(v1alpha1.PolicyValid, false, "Invalid", invalid)
 	} else {
-		set(v1alpha1.PolicyValid, true, "Understood", notes(policy))
+		set(v1alpha1.PolicyValid, true, "Understood", "the policy is understood")
 	}
 	missing, err := c.guards.missingImpersonation(ctx, name)
 	switch {
@@ -215,16 +217,6 @@ func (c *Controller) reconcilePolicy(ctx context.Context, name string) error {
 		return nil
 	}
 	return c.client.updateStatus(ctx, policies, name, update)
-}
-
-// notes tells what holds in another way than a reader might think.
-func notes(policy *v1alpha1.AgentPolicy) string {
-	for _, gate := range policy.Spec.Gates {
-		if gate.When != "" {
-			return fmt.Sprintf("conditions (when) are not evaluated by this version: the gate %q holds for every call it matches", gate.Name)
-		}
-	}
-	return "the policy is understood"
 }
 
 func waived(policy *v1alpha1.AgentPolicy) string {

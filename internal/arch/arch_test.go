@@ -60,9 +60,11 @@ var ours = map[string][]string{
 	"internal/inert":        {},
 	"broker/request":        {"authz"},
 	"broker/notify":         {},
-	"broker/control":        {"api/v1alpha1", "authz", "manifests"},
+	"broker/condition":      {"authz"},
+	"broker/control":        {"api/v1alpha1", "authz", "broker/condition", "manifests"},
+	"broker/mask":           {},
 	"broker/tasks":          {"api/v1alpha1", "authz", "broker/control", "broker/request"},
-	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/notify", "broker/request", "broker/tasks", "identity", "internal/relay", "recorder"},
+	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/mask", "broker/notify", "broker/request", "broker/tasks", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
 	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "internal/inert", "recorder"},
 	"cmd/broker":            {"broker"},
@@ -80,7 +82,7 @@ var strangers = []struct {
 	except []string
 	why    string
 }{
-	{[]string{"identity", "authz", "recorder", "broker/request", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
+	{[]string{"identity", "authz", "recorder", "broker/condition", "broker/mask", "broker/request", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
 	{[]string{"identity", "recorder"}, "k8s.io/", nil, "who speaks and what is recorded do not depend on Kubernetes' types"},
 	{[]string{"authz"}, "k8s.io/", []string{"k8s.io/api/rbac/v1", "k8s.io/component-helpers/auth/rbac/validation"}, "decisions are about plain values; RBAC's own comparison is the exception"},
 	{[]string{"*"}, "log", []string{"broker", "sidecar"}, "one logger, passed in Config; net/http wants one of these for its own complaints"},
