@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -90,7 +91,9 @@ func matchingPolicies(txn *memdb.Txn, agent spiffeid.ID) (map[string]*policyRow,
 
 // addPolicies takes over gates, waivers and suspension of all matching policies.
 func (s *Set) addPolicies(policies map[string]*policyRow) {
-	for _, policy := range policies {
+	for _, name := range slices.Sorted(maps.Keys(policies)) {
+		policy := policies[name]
+		s.policies = append(s.policies, policy.Policy)
 		if policy.Suspended {
 			s.suspended = policy.Name
 		}
@@ -141,8 +144,8 @@ func judge(g *Grant, policy *Policy) standing {
 		return expired
 	case g.EndReason == EndBudgetSpent:
 		return spent
-	case g.EndReason == EndLimit:
-		return refused
+	case g.EndReason == EndLimit, g.EndReason == EndReleased:
+		return refused // the agent is to ask anew
 	case g.Revoked, g.Deleted, g.EndReason != "":
 		return revoked
 	case !g.Active && g.Pending:

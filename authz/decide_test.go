@@ -140,6 +140,8 @@ func TestDecide(t *testing.T) {
 	all := world{policies: []*authz.Policy{shop()}, grants: []*authz.Grant{grant("all", everything)},
 		boundary: authz.Boundary{Namespaces: []string{"taskgate-system", "spire"}}}
 	none := world{policies: []*authz.Policy{shop()}}
+	stranger := world{policies: []*authz.Policy{{Name: "other", Agents: []string{"spiffe://example.org/ns/agents/sa/beta"}, Allow: []authz.Rule{everything}}}}
+	stopped := world{policies: []*authz.Policy{shop(), {Name: "stop", Agents: []string{alpha}, Suspended: true}}}
 
 	rows := []struct {
 		world world
@@ -195,8 +197,40 @@ func TestDecide(t *testing.T) {
 		{all, "create tokenreviews.authentication.k8s.io", "deny PolicyDenied/Review"},
 		{all, "create subjectaccessreviews.authorization.k8s.io", "deny PolicyDenied/Review"},
 		{all, "create shop:localsubjectaccessreviews.authorization.k8s.io", "deny PolicyDenied/Review"},
-		{all, "get taskgrants.taskgate.dev x", "deny PolicyDenied/OwnObjects"},
 		{all, "update approvals.taskgate.dev/status x", "deny PolicyDenied/OwnObjects"},
+		{all, "create approvals.taskgate.dev", "deny PolicyDenied/OwnObjects"},
+		{all, "delete approvals.taskgate.dev x", "deny PolicyDenied/OwnObjects"},
+		{all, "get approvals.taskgate.dev/status x", "deny PolicyDenied/OwnObjects"},
+		{all, "update taskgrants.taskgate.dev x", "deny PolicyDenied/OwnObjects"},
+		{all, "patch taskgrants.taskgate.dev x", "deny PolicyDenied/OwnObjects"},
+		{all, "create taskgrants.taskgate.dev x", "deny PolicyDenied/OwnObjects"},
+		{all, "create taskgrants.taskgate.dev/status x", "deny PolicyDenied/OwnObjects"},
+		{all, "deletecollection taskgrants.taskgate.dev", "deny PolicyDenied/OwnObjects"},
+		{all, "get shop:taskgrants.taskgate.dev x", "deny PolicyDenied/OwnObjects"},
+		{all, "get agentpolicies.taskgate.dev shop", "deny PolicyDenied/OwnObjects"},
+		{all, "list decisions.taskgate.dev", "deny PolicyDenied/OwnObjects"},
+		{all, "create decisions.taskgate.dev", "deny PolicyDenied/OwnObjects"},
+		// an agent's own grants and approvals, with and without a grant
+		{all, "create taskgrants.taskgate.dev", "allow self"},
+		{none, "create taskgrants.taskgate.dev", "allow self"},
+		{none, "get taskgrants.taskgate.dev x", "allow self"},
+		{none, "list taskgrants.taskgate.dev", "allow self"},
+		{none, "watch taskgrants.taskgate.dev", "allow self"},
+		{none, "delete taskgrants.taskgate.dev x", "allow self"},
+		{none, "get approvals.taskgate.dev x", "allow self"},
+		{none, "list approvals.taskgate.dev", "allow self"},
+		{none, "watch approvals.taskgate.dev", "allow self"},
+		{none, "get taskgrants.taskgate.example x", "deny NoGrant"},
+		// … of whom no policy is about: nothing to ask for, nothing to wait for
+		{stranger, "create taskgrants.taskgate.dev", "deny NoGrant/NoPolicy"},
+		{stranger, "watch taskgrants.taskgate.dev", "deny NoGrant/NoPolicy"},
+		{stranger, "watch approvals.taskgate.dev", "deny NoGrant/NoPolicy"},
+		{stranger, "list taskgrants.taskgate.dev", "allow self"},
+		{stranger, "delete taskgrants.taskgate.dev x", "allow self"},
+		// … and of whom one policy is suspended
+		{stopped, "list taskgrants.taskgate.dev", "deny PolicyDenied/Suspended"},
+		{stopped, "create taskgrants.taskgate.dev", "deny PolicyDenied/Suspended"},
+		{stopped, "delete taskgrants.taskgate.dev x", "deny PolicyDenied/Suspended"},
 		{all, "get taskgate-system:configmaps x", "deny PolicyDenied/ProtectedNamespace"},
 		{all, "delete taskgate-system:namespaces taskgate-system", "deny PolicyDenied/ProtectedNamespace"},
 		{all, "get spire:pods x", "deny PolicyDenied/ProtectedNamespace"},

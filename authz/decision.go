@@ -8,7 +8,7 @@ type Reason string
 
 // The reasons.
 const (
-	NoGrant             Reason = "NoGrant"             // the agent has no active grant
+	NoGrant             Reason = "NoGrant"             // the agent has no active grant, or no policy to ask under
 	GrantPending        Reason = "GrantPending"        // a grant that covers the call waits for people
 	GrantExpired        Reason = "GrantExpired"        // the grant that covered the call reached its end
 	GrantRevoked        Reason = "GrantRevoked"        // … was revoked, deleted, or lost its policy
@@ -75,7 +75,8 @@ type Decision struct {
 	// Values says that the answer may show the values of Secrets. Without it every
 	// answer to a call on Secrets has to be masked, whatever the verdict.
 	Values bool
-	// Self is set for reviews the broker answers from the grants.
+	// Self is set for calls the broker answers itself: reviews, and the agent's
+	// own grants and approvals. They never go to the cluster.
 	Self bool
 }
 
@@ -151,6 +152,9 @@ func (q *Question) decide(d *Decision) {
 		return
 	case q.Call.AsksAboutItself():
 		d.Verdict, d.Self = Allow, true
+		return
+	case q.Call.OwnObjects():
+		*d = q.Set.OwnObjects(q.Call)
 		return
 	}
 	if cause := q.Set.boundary.never(q.Call); cause != "" {

@@ -11,6 +11,8 @@
 //   - Nothing is allowed unless an active grant covers the call, and the grant's
 //     policy still matches the agent, is valid, and still covers the grant.
 //   - The never-list ([Boundary]) comes first; no grant and no waiver passes it.
+//     Only what an agent does with its own grants and approvals
+//     ([Call.OwnObjects]) is allowed before, and needs no grant.
 //   - Gates of every policy that matches the agent apply, whichever grant covers
 //     the call; a built-in gate is off only if all of them waive it.
 //   - A change of a policy or a grant that the index has seen is in force for

@@ -19,9 +19,25 @@ type Gate struct {
 	Condition Condition
 	Approvers int
 	Groups    []string
+	// TTL is how long a request for approval stays open, UseWithin how long the
+	// call may be made after the last yes. Zero is no time at all.
 	TTL       time.Duration
 	UseWithin time.Duration
-	Hold      bool
+	// Hold keeps the call open for a while instead of refusing it at once.
+	Hold bool
+	// PinVersion binds an approval to the version of the object that was shown.
+	PinVersion bool
+}
+
+// How long built-in gates give people and agents, and gates that say nothing.
+const (
+	DefaultTTL       = 15 * time.Minute
+	DefaultUseWithin = 5 * time.Minute
+)
+
+// builtinGate is a gate in which nothing is set but its name.
+func builtinGate(name string) Gate {
+	return Gate{Name: name, Approvers: 1, TTL: DefaultTTL, UseWithin: DefaultUseWithin}
 }
 
 // Condition says whether a gate holds for a call its lists match. Holds MUST be
@@ -102,10 +118,10 @@ const secretValues = "secret-values"
 // they are tried.
 func builtins() []builtin {
 	named := func(name string, about func(*Call) bool) builtin {
-		return builtin{gate: Gate{Name: name, Approvers: 1}, about: about}
+		return builtin{gate: builtinGate(name), about: about}
 	}
 	writes := func(name string, about func(*Call) bool) builtin {
-		return builtin{gate: Gate{Name: name, Approvers: 1}, writesOnly: true, about: about}
+		return builtin{gate: builtinGate(name), writesOnly: true, about: about}
 	}
 	return []builtin{
 		named("namespace-delete", func(c *Call) bool {

@@ -18,6 +18,8 @@ type Policy struct {
 	Allow     []Rule
 	Gates     []Gate
 	Waive     []string
+	// MaxTTL is the longest life a grant may be asked for.
+	MaxTTL time.Duration
 	// Limits are about the number of grants.
 	Limits Limits
 	// Budget is what one grant may use up; nil fields do not limit.
@@ -70,6 +72,12 @@ func (g *Grant) End() time.Time {
 		return g.ExpiresAt
 	}
 	return end
+}
+
+// Waiting reports whether the grant is neither active nor over: for people, for its
+// policy, or for a broker to look at it.
+func (g *Grant) Waiting() bool {
+	return !g.Active && !g.Revoked && !g.Deleted && g.EndReason == "" && g.EndedAt.IsZero()
 }
 
 // Index holds all policies and grants. Writers (one at a time) and readers may

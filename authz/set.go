@@ -9,7 +9,8 @@ import (
 // [Pin] replaces it when something it was made of has changed.
 type Set struct {
 	boundary  *Boundary
-	suspended string    // name of a suspended policy that is about the agent
+	policies  []*Policy // that are about the agent, by name
+	suspended string    // name of a suspended one of them
 	builtins  []builtin // built-in gates that stand
 	forReads  []builtin // … and of those the ones that can stand before a read
 	waived    []builtin // … and those that do not

@@ -28,14 +28,22 @@ type admission struct {
 	verbatim bool
 }
 
-// admit is the one door. It decides about the call, charges its grant, and puts
-// the intent on record; a mutation leaves admit with its intent durable.
+// admit is the one door. It decides about the call, asks people where a gate
+// stands, charges the grant, puts the intent on record, and uses up the approval;
+// a mutation, and whatever needed an approval, leaves admit with its intent
+// durable.
 //
-// Fails closed: no decision, an unproven policy source, a budget that cannot be
-// reserved and a record that cannot be kept are all refusals.
+// Fails closed: no decision, an unproven policy source, an approval that is not
+// there for exactly this call, a budget that cannot be reserved and a record that
+// cannot be kept are all refusals.
 func (x *exchange) admit() (*admission, *refusal) {
 	if r := x.decide(); r != nil {
 		return nil, r
+	}
+	if x.decision.Verdict == authz.NeedsApproval {
+		if r := x.passGate(); r != nil {
+			return nil, r
+		}
 	}
 	a := &admission{request: x.request, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: x.auditID, verbatim: !x.masks()}
 	if !a.principal.valid() {
@@ -44,29 +52,67 @@ func (x *exchange) admit() (*admission, *refusal) {
 	if r := x.charge(a); r != nil {
 		return nil, r
 	}
-	e := x.event(recorder.StageRequestReceived)
-	withPrincipal(e, a)
-	object, err := requestObject(x.request)
-	if err != nil {
-		return nil, x.invariant("a body that was decoded cannot be encoded")
+	if r := x.intend(a); r != nil {
+		return nil, r
 	}
-	e.RequestObject = object
-	if a.intent, err = x.b.recorder.Append(e); err != nil {
-		return nil, x.unrecorded(err)
-	}
-	if x.request.Call.Verb.Mutates() {
-		if err := a.intent.Wait(x.r.Context()); err != nil {
-			x.complete(a, 0, nil, outcomeNotSent)
-			unrecorded := x.unrecorded(err)
-			unrecorded.concluded = true
-			return nil, x.denied(unrecorded)
+	if x.gated != nil {
+		if r := x.consume(); r != nil {
+			return nil, x.notSent(a, r)
 		}
 	}
 	a.granted = true
 	return a, nil
 }
 
-// decide asks the grants, and what only the cluster knows about the call.
+// passGate returns nil if people have said yes to exactly this call. From then on
+// the call is one that is allowed, and will use the approval up.
+func (x *exchange) passGate() *refusal {
+	if r := x.seekApproval(); r != nil {
+		return r
+	}
+	pinned := ""
+	if x.decision.Gate.PinVersion {
+		pinned = x.gated.target.version
+	}
+	if err := x.request.BindTarget(x.gated.target.uid, pinned); err != nil {
+		return x.invariant("delete options that were decoded cannot be encoded")
+	}
+	x.decision.Verdict, x.decision.Reason = authz.Allow, ""
+	return nil
+}
+
+// intend puts the intent on record, and waits for it where it must be durable
+// before the call.
+func (x *exchange) intend(a *admission) *refusal {
+	e := x.event(recorder.StageRequestReceived)
+	withPrincipal(e, a)
+	object, err := requestObject(x.request)
+	if err != nil {
+		return x.invariant("a body that was decoded cannot be encoded")
+	}
+	e.RequestObject = object
+	if a.intent, err = x.b.recorder.Append(e); err != nil {
+		return x.unrecorded(err)
+	}
+	if x.request.Call.Verb.Mutates() || x.gated != nil {
+		if err := a.intent.Wait(x.r.Context()); err != nil {
+			return x.notSent(a, x.unrecorded(err))
+		}
+	}
+	return nil
+}
+
+// notSent ends a call whose intent is on record: nothing of it left the broker.
+func (x *exchange) notSent(a *admission, r *refusal) *refusal {
+	x.denied(r)
+	x.decision.Reason, x.decision.Cause = r.reason, r.cause
+	x.complete(a, 0, nil, outcomeNotSent)
+	r.concluded = true
+	return r
+}
+
+// decide asks the grants, and what only the cluster knows about the call. Nil
+// means that the call is allowed, or that it needs an approval.
 func (x *exchange) decide() *refusal {
 	if err := x.b.ready(); err != nil {
 		return unavailable(authz.NotReady, "", "the broker is not ready: %v. Next: repeat the same command in a few seconds; if it stays like this, tell an operator", err)
@@ -80,14 +126,17 @@ func (x *exchange) decide() *refusal {
 		Pinned: x.r.Header.Get(headerGrant),
 	}
 	x.decision = authz.Decide(x.question)
-	x.settle()
-	if x.decision.Verdict != authz.Allow {
-		return undecided(&x.decision, &x.request.Call)
+	if x.decision.Verdict == authz.Deny {
+		return undecided(&x.decision, &x.question)
 	}
 	if r := x.knownToCluster(); r != nil {
 		return r
 	}
-	return x.staysMasked()
+	if r := x.staysMasked(); r != nil {
+		return r
+	}
+	x.settle()
+	return nil
 }
 
 // headerGrant carries the name of the grant a sidecar is pinned to. An agent
@@ -148,7 +197,7 @@ func (x *exchange) charge(a *admission) *refusal {
 			return unavailable(authz.NotReady, "BudgetNotReserved", "the budget of the grant %s cannot be reserved at the moment. Next: repeat the same command in a few seconds", d.Grant.Name)
 		}
 		d.Reason, d.Cause = authz.BudgetSpent, spent.Budget
-		return undecided(d, &x.request.Call)
+		return undecided(d, &x.question)
 	}
 	a.meter = meter
 	return nil

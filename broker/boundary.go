@@ -13,7 +13,9 @@ import (
 
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/control"
+	"github.com/taskgate/taskgate/broker/notify"
 	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/broker/tasks"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -25,6 +27,7 @@ type boundary struct {
 	never    authz.Boundary
 	recorder *recorder.Recorder
 	upstream *upstream
+	tasks    *tasks.Server
 	parser   *request.Parser
 	live     *liveCalls
 	metrics  *metrics
@@ -37,6 +40,14 @@ type boundary struct {
 	kindOf func(group, resource, subresource string) (kindInfo, bool)
 	// ready says why calls cannot be served at all, nil if they can.
 	ready func() error
+
+	// cluster is the name of the guarded cluster.
+	cluster string
+	// approvals is where people are asked; without it no gated call is let through.
+	approvals approvals
+	asking    Approvals // how much one agent may ask
+	turns     turns
+	notify    *notify.Notifier // nil: nobody is told
 
 	conns sync.Map // net.Conn → *agentConn, while it is open
 }
@@ -131,11 +142,14 @@ func (x *exchange) parse() *refusal {
 	return nil
 }
 
-// admitOrAnswer admits a call to the cluster, or answers one that asks about the
+// admitOrAnswer admits a call to the cluster, or answers one that is about the
 // agent itself; then it returns neither.
 func (x *exchange) admitOrAnswer() (*admission, *refusal) {
-	if x.request.Call.AsksAboutItself() {
+	switch {
+	case x.request.Call.AsksAboutItself():
 		return nil, x.review()
+	case x.request.Call.OwnObjects():
+		return nil, x.own()
 	}
 	return x.admit()
 }

@@ -500,3 +500,17 @@ func TestHandshakeRejections(t *testing.T) {
 		return err
 	})
 }
+
+// TestHeaderNames: what is written here is what net/http would make of it.
+func TestHeaderNames(t *testing.T) {
+	for _, name := range impersonation {
+		if canonical := http.CanonicalHeaderKey(name); canonical != name {
+			t.Errorf("%s is spelled %s", name, canonical)
+		}
+	}
+	for name, extra := range map[string]string{impersonateAgent: extraAgent, impersonateTask: extraTask, impersonateGrant: extraGrant} {
+		if !strings.EqualFold(name, "Impersonate-Extra-"+extra) {
+			t.Errorf("%s is not the header of %s", name, extra)
+		}
+	}
+}

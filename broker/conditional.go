@@ -1,8 +1,6 @@
 package broker
 
 import (
-	"bytes"
-	"io"
 	"net/http"
 	"net/url"
 
@@ -61,10 +59,10 @@ func (x *exchange) objects(facts *authz.Facts) bool {
 	var found bool
 	switch x.request.Call.Verb {
 	case authz.Create:
-		facts.Object, found = x.dryRun()
+		facts.Object, found = x.afterwards()
 	case authz.Update, authz.Patch:
 		if facts.OldObject, found = x.liveObject(); found {
-			facts.Object, found = x.dryRun()
+			facts.Object, found = x.afterwards()
 		}
 	case authz.Delete:
 		facts.OldObject, found = x.liveObject()
@@ -76,38 +74,28 @@ func (x *exchange) liveObject() (map[string]any, bool) {
 	if x.request.Call.Name == "" {
 		return nil, false
 	}
-	status, body, refused := x.preview(x.request.Path())
-	if refused != nil || status != http.StatusOK {
-		return nil, false
-	}
-	return decodeObject(body)
+	return decodeObject(x.look(x.request.Path(), nil, typeJSON))
 }
 
-// dryRun makes the very call, with nothing persisted, and returns the object it
-// is answered with. Calls that open streams have no dry run.
-func (x *exchange) dryRun() (map[string]any, bool) {
+// afterwards is the object as a dry run of this very call leaves it. Calls that
+// open streams have no dry run.
+func (x *exchange) afterwards() (map[string]any, bool) {
 	if x.request.Body == nil {
 		return nil, false
 	}
-	query, err := url.ParseQuery(x.request.Query())
+	dry, err := x.request.AsDryRun()
 	if err != nil {
 		return nil, false
 	}
-	query.Set("dryRun", "All")
-	status, body, refused := x.previewOf(&http.Request{
-		Method: x.request.Method, RequestURI: (&url.URL{Path: x.request.Path(), RawQuery: query.Encode()}).RequestURI(),
-		Header: http.Header{"Accept": {"application/json"}, "Content-Type": {x.request.MediaType}},
-		Body:   io.NopCloser(bytes.NewReader(x.request.Body)), ContentLength: int64(len(x.request.Body)),
-	})
-	if refused != nil || status != http.StatusOK && status != http.StatusCreated {
-		return nil, false
-	}
-	return decodeObject(body)
+	return decodeObject(x.preview(dry, http.Header{"Accept": {typeJSON}}))
 }
 
-// decodeObject reads an object of the cluster; whole numbers stay whole.
-func decodeObject(body []byte) (map[string]any, bool) {
+// decodeObject reads what a preview saw; whole numbers stay whole.
+func decodeObject(seen *sight, refused *refusal) (map[string]any, bool) {
+	if refused != nil || seen.status != http.StatusOK && seen.status != http.StatusCreated {
+		return nil, false
+	}
 	var object map[string]any
-	err := kjson.UnmarshalCaseSensitivePreserveInts(body, &object)
+	err := kjson.UnmarshalCaseSensitivePreserveInts(seen.body, &object)
 	return object, err == nil && object != nil
 }

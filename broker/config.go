@@ -37,8 +37,9 @@ type Configuration struct {
 	Guarded Cluster `json:"guarded"`
 	// Control is the cluster that holds the objects of taskgate.dev. Default: the
 	// guarded one.
-	Control *Cluster `json:"control,omitempty"`
-	Never   Never    `json:"never"`
+	Control   *Cluster  `json:"control,omitempty"`
+	Never     Never     `json:"never"`
+	Approvals Approvals `json:"approvals,omitempty"`
 	// StaleAfter is how long decisions may rest on policies that have not been
 	// proven fresh. Default 30s, at most 5m.
 	StaleAfter metav1.Duration `json:"staleAfter,omitempty"`
@@ -47,12 +48,24 @@ type Configuration struct {
 	// 168h (a week), at least 10s.
 	KeepEnded metav1.Duration `json:"keepEnded,omitempty"`
 	Recorder  Recorder        `json:"recorder"`
+	// Notify lists who is told when people are asked for something, and what they
+	// said. Nothing that is answered decides anything.
+	Notify []Receiver `json:"notify,omitempty"`
 	// ShutdownGrace is how long calls under way may take to end after SIGTERM, and
 	// then once more as long for the records to reach the bucket. Default 20s.
 	ShutdownGrace metav1.Duration `json:"shutdownGrace,omitempty"`
 	// LogLevel is debug, info, warn or error. Default info. No level shows
 	// headers, bodies or tokens.
 	LogLevel string `json:"logLevel,omitempty"`
+}
+
+// Receiver is told of requests and decisions: a CloudEvent in JSON, signed as
+// Standard Webhooks say.
+type Receiver struct {
+	// URL that takes the events; https, except on this machine.
+	URL string `json:"url"`
+	// SecretFile holds the signing secret, in the form whsec_<base64>.
+	SecretFile string `json:"secretFile"`
 }
 
 // Listen says where the broker can be reached.
@@ -90,6 +103,16 @@ type Never struct {
 	// AgentNamespaces are those agents run in; network policies there are out of
 	// their reach. Default: every namespace.
 	AgentNamespaces []string `json:"agentNamespaces,omitempty"`
+}
+
+// Approvals bounds what one agent may ask of people.
+type Approvals struct {
+	// MaxOpen is how many requests of one agent may wait for people at a time, so
+	// that it cannot hide what others ask. Default 16.
+	MaxOpen int `json:"maxOpen,omitempty"`
+	// MaxPerDay is how many requests one agent may make in 24 hours; they stay
+	// until their grant is cleaned up. Default 200.
+	MaxPerDay int `json:"maxPerDay,omitempty"`
 }
 
 // Recorder says where records go.
@@ -155,6 +178,8 @@ func (c *Configuration) complete() error {
 	orDefault(&c.StaleAfter.Duration, 30*time.Second)
 	orDefault(&c.ShutdownGrace.Duration, 20*time.Second)
 	orDefault(&c.KeepEnded.Duration, 7*24*time.Hour)
+	orDefault(&c.Approvals.MaxOpen, 16)
+	orDefault(&c.Approvals.MaxPerDay, 200)
 	if c.Never.Namespaces == nil {
 		c.Never.Namespaces = &[]string{"taskgate-system", "spire", "spire-server", "spire-system"}
 	}
@@ -178,6 +203,7 @@ func (c *Configuration) complete() error {
 		"recorder.store.endpoint: %q is neither https nor on this machine; set unsafeHTTP if you accept that whoever listens reads the records", c.Recorder.Store.Endpoint)
 	wrong(c.StaleAfter.Duration < time.Second || c.StaleAfter.Duration > 5*time.Minute, "staleAfter: must be 1s to 5m")
 	wrong(c.KeepEnded.Duration < 10*time.Second, "keepEnded: must be at least 10s, such as 168h for a week")
+	wrong(c.Approvals.MaxOpen < 1 || c.Approvals.MaxPerDay < 1, "approvals: maxOpen and maxPerDay must be at least 1")
 	wrong(!slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel), "logLevel: must be debug, info, warn or error")
 	for field, address := range map[string]string{"listen.agents": c.Listen.Agents, "listen.health": c.Listen.Health} {
 		_, _, err := net.SplitHostPort(address)

@@ -32,6 +32,9 @@ type exchange struct {
 	// going is the answer that goes on once serve has returned; nil if there is
 	// none.
 	going *going
+	// gated is what is known about the approval of the call; nil for a call that
+	// needs none.
+	gated *gatedCall
 }
 
 // event begins a record about this call. The fields every record of a call
@@ -100,6 +103,9 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 	if d.Rule != nil && d.Verdict == authz.Allow && x.masks() {
 		e.Annotations[annotationValues] = "Redacted"
 	}
+	if x.gated != nil {
+		x.gated.describe(e)
+	}
 	if d.Waived != "" {
 		e.Annotations[recorder.AnnotationWaived] = d.Waived
 	}
@@ -113,10 +119,17 @@ const (
 	annotationDryRun = "taskgate.dev/dry-run"
 	annotationGate   = "taskgate.dev/gate"
 	annotationValues = "taskgate.dev/values" // Redacted: the answer was masked
+	// annotationDeciders are the people whose Decisions let a gated call through, or
+	// the one who said no.
+	annotationDeciders = "taskgate.dev/deciders"
 )
 
-// withPrincipal notes who the call is in the cluster.
+// withPrincipal notes who the call is in the cluster. A call the broker makes as
+// itself has no principal.
 func withPrincipal(e *recorder.Event, a *admission) {
+	if !a.principal.valid() {
+		return
+	}
 	if a.user == nil {
 		a.user = a.principal.user()
 	}

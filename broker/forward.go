@@ -29,14 +29,22 @@ const (
 	outcomeGone    = "client-gone"           // the agent left before the end of the answer
 )
 
-// forward sends an admitted call and relays the answer. One that goes on is only
-// begun: its relaying is left to goOn.
+// forward sends an admitted call and relays the answer.
 func (x *exchange) forward(a *admission) {
+	x.carry(a, func(ctx context.Context) (*http.Response, error) { return x.b.upstream.send(ctx, a, x.r.Header) })
+}
+
+// sender makes a call once, and returns the answer.
+type sender func(context.Context) (*http.Response, error)
+
+// carry makes a call whose intent is recorded, and relays the answer. One that
+// goes on is only begun: its relaying is left to goOn.
+func (x *exchange) carry(a *admission, call sender) {
 	if x.request.Live {
-		x.forwardLive(a)
+		x.carryLive(a, call)
 		return
 	}
-	response := x.send(x.r.Context(), a)
+	response := x.send(x.r.Context(), a, call)
 	if response == nil {
 		return
 	}
@@ -48,8 +56,8 @@ func (x *exchange) forward(a *admission) {
 
 // send returns the answer of the cluster if it may reach the agent, or nil after
 // having answered itself.
-func (x *exchange) send(ctx context.Context, a *admission) *http.Response {
-	response, err := x.b.upstream.send(ctx, a, x.r.Header)
+func (x *exchange) send(ctx context.Context, a *admission, call sender) *http.Response {
+	response, err := call(ctx)
 	if err != nil {
 		x.unsent(a, ctx, err)
 		return nil
@@ -119,14 +127,15 @@ func (x *exchange) replaced(a *admission, response *http.Response) bool {
 // details, and what can be done about it.
 func upstreamDenied(response *http.Response, grant *authz.Grant) *refusal {
 	const most = 64 << 10
-	said := metav1.Status{Message: "no reason was given"}
-	if body, err := io.ReadAll(io.LimitReader(response.Body, most)); err == nil {
-		if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
-			if status, ok := object.(*metav1.Status); ok {
-				said = *status
-			}
-		}
+	body, err := io.ReadAll(io.LimitReader(response.Body, most))
+	if err != nil {
+		body = nil
 	}
+	return deniedByCluster(body, grant)
+}
+
+func deniedByCluster(body []byte, grant *authz.Grant) *refusal {
+	said := clusterStatus(body)
 	r := refuse(authz.UpstreamDenied, "", http.StatusForbidden, "the cluster itself refused: %s", said.Message)
 	r.details = said.Details
 	// Authorisers name the user: `User "…" cannot get …`, `user "…" … is attempting to grant …`.
@@ -136,12 +145,22 @@ func upstreamDenied(response *http.Response, grant *authz.Grant) *refusal {
 	return r
 }
 
+// clusterStatus reads a refusal of the API server, whatever it is encoded as.
+func clusterStatus(body []byte) metav1.Status {
+	if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil); err == nil {
+		if status, ok := object.(*metav1.Status); ok {
+			return *status
+		}
+	}
+	return metav1.Status{Message: "no reason was given"}
+}
+
 // begin writes the head of the answer, and reports whether its body may follow.
 func (x *exchange) begin(a *admission, response *http.Response) bool {
 	header := x.w.Header()
 	relay.Headers(header, response.Header)
 	header[headerAuditID] = []string{x.auditID}
-	x.warn(header)
+	x.warn(header, a.meter)
 	if x.request.Live {
 		if err := x.opened(response.StatusCode); err != nil {
 			x.complete(a, response.StatusCode, nil, outcomeKept)

@@ -26,6 +26,7 @@ import (
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/broker/tasks"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/internal/recordertest"
 	"github.com/taskgate/taskgate/internal/spiffetest"
@@ -47,6 +48,7 @@ type rig struct {
 	stub     *stub
 	store    *recordertest.MemoryStore
 	records  *recorder.Recorder
+	spool    string // its directory
 	logs     *bytes.Buffer
 	agent    *identity.Source
 	workload *spiffetest.Server
@@ -69,6 +71,7 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.seen, s.bodies = append(s.seen, r), append(s.bodies, string(body))
 	answer := s.answer
 	s.mu.Unlock()
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	answer(w, r)
 }
 
@@ -104,6 +107,7 @@ func newRig(t testing.TB, changes ...func(*boundary)) *rig {
 	t.Cleanup(r.stub.server.Close)
 
 	config := recordertest.Config(t, r.store, own)
+	r.spool = config.Spool
 	r.records = recordertest.Open(t, config)
 	index, err := authz.NewIndex(authz.Boundary{Namespaces: []string{"taskgate-system"}})
 	if err != nil {
@@ -113,9 +117,16 @@ func newRig(t testing.TB, changes ...func(*boundary)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ownObjects, err := tasks.New(tasks.Config{
+		Control: &rest.Config{Host: r.stub.server.URL, BearerToken: "brokers-own-token", TLSClientConfig: rest.TLSClientConfig{Insecure: true}}, Index: index, Now: time.Now,
+		Release: func(context.Context, string, string, string) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := zerolog.New(r.logs).Level(zerolog.DebugLevel)
 	r.boundary = &boundary{
-		identity: own, index: index, never: authz.Boundary{Namespaces: []string{"taskgate-system"}}, recorder: r.records, upstream: upstream,
+		identity: own, index: index, never: authz.Boundary{Namespaces: []string{"taskgate-system"}}, recorder: r.records, upstream: upstream, tasks: ownObjects,
 		parser: request.NewParser(), live: newLiveCalls(), metrics: newMetrics(), log: log,
 		now: func() time.Time { return time.Now().Add(time.Duration(r.shift.Load())) },
 		charge: func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error) {

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"net/http"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -51,9 +53,9 @@ func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 	}
 }
 
-// forwardLive is forward for a call that goes on. It is registered, so that it
+// carryLive is carry for a call that goes on. It is registered, so that it
 // ends with what allowed it, until goOn is through or there is nothing to go on.
-func (x *exchange) forwardLive(a *admission) {
+func (x *exchange) carryLive(a *admission, call sender) {
 	ctx, done := x.b.live.add(x)
 	release := x.unstick(ctx)
 	end := func() { release(); done() }
@@ -62,7 +64,7 @@ func (x *exchange) forwardLive(a *admission) {
 			end()
 		}
 	}()
-	response := x.send(ctx, a)
+	response := x.send(ctx, a, call)
 	if response == nil {
 		return
 	}
@@ -77,6 +79,7 @@ func (x *exchange) forwardLive(a *admission) {
 	// What the rest does not need would be held for as long as it takes.
 	response.Request, response.Header = nil, nil
 	a.intent, a.user, x.last = recorder.Receipt{}, nil, nil
+	x.request.Sent()
 }
 
 // goOn relays an answer that goes on. Its frames stay on the stack while nothing
@@ -121,7 +124,7 @@ func (x *exchange) ending() *refusal {
 		return expiredIdentity()
 	}
 	over := authz.Decision{Reason: authz.GrantExpired, Grant: g}
-	return undecided(&over, &x.request.Call)
+	return undecided(&over, &x.question)
 }
 
 // recheck ends every call that would not be allowed now. It takes the lock only
@@ -157,12 +160,14 @@ func (x *exchange) stillAllowed(now time.Time) *refusal {
 	d.Settle(func(gate *authz.Gate) bool {
 		return gate.Condition.NeedsObjects() || gate.Condition.Holds(x.facts())
 	})
-	if d.Verdict != authz.Allow {
-		return undecided(&d, x.question.Call)
+	// A gate that this very call has passed, or waits at, does not end it.
+	passed := d.Verdict == authz.NeedsApproval && sameGate(d.Gate, x.decision.Gate)
+	if d.Verdict != authz.Allow && !passed {
+		return undecided(&d, &again)
 	}
 	if d.Grant != nil && d.Grant.UID != x.decision.Grant.UID {
 		over := authz.Decision{Reason: authz.GrantRevoked, Grant: x.decision.Grant}
-		return undecided(&over, x.question.Call)
+		return undecided(&over, &again)
 	}
 	return nil
 }
@@ -180,6 +185,34 @@ func (l *liveCalls) run(ctx context.Context, changed <-chan struct{}, now func()
 		case <-ticker.C:
 		}
 		l.recheck(now)
+	}
+}
+
+// burst is how many calls begin before the memory of their beginning is worth
+// giving back.
+const burst = 256
+
+// tidy gives memory back to the system once many calls have begun and no more
+// do: what beginning them left behind, and half of each stack that was needed for
+// it. They may idle for hours, and the collector by itself would wait until as much
+// garbage came together as there is memory in use. It costs two collections: the
+// first only sets pools aside.
+func (l *liveCalls) tidy(ctx context.Context) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for tidied, last := 0, 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		count := l.count()
+		if count == last && count >= tidied+burst {
+			runtime.GC()
+			debug.FreeOSMemory()
+			tidied = count
+		}
+		tidied, last = min(tidied, count), count
 	}
 }
 

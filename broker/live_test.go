@@ -264,7 +264,7 @@ func TestReviews(t *testing.T) {
 		`{"resourceAttributes":{"verb":"get","resource":"pods","namespace":"shop","name":"web-0"}}`:      "true INC-1",
 		`{"resourceAttributes":{"verb":"delete","resource":"pods","namespace":"shop"}}`:                  "true INC-1",
 		`{"resourceAttributes":{"verb":"create","resource":"pods","namespace":"shop"}}`:                  "false OutsideGrant",
-		`{"resourceAttributes":{"verb":"delete","resource":"namespaces","name":"shop"}}`:                 "false ApprovalRequired",
+		`{"resourceAttributes":{"verb":"delete","resource":"namespaces","name":"shop"}}`:                 "true every such call needs 1 approval (gate namespace-delete)",
 		`{"resourceAttributes":{"verb":"get","resource":"pods","subresource":"log","namespace":"shop"}}`: "false OutsideGrant",
 		`{"resourceAttributes":{"verb":"*","resource":"*"}}`:                                             "false BadPath",
 		`{"resourceAttributes":{"verb":"get","resource":"pods","namespace":"taskgate-system"}}`:          "false PolicyDenied",

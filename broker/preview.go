@@ -1,16 +1,16 @@
 package broker
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
-	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/request"
 	"github.com/taskgate/taskgate/recorder"
 )
 
@@ -37,28 +37,28 @@ func (x *exchange) showsSidecar() *refusal {
 	default:
 		return nil
 	}
-	status, body, refused := x.preview("/api/v1/namespaces/" + c.Namespace + "/pods/" + c.Name)
+	seen, refused := x.look("/api/v1/namespaces/"+c.Namespace+"/pods/"+c.Name, nil, typeJSON)
 	switch {
 	case refused != nil:
 		return refused
-	case status == http.StatusNotFound:
+	case seen.status == http.StatusNotFound:
 		return nil
-	case status != http.StatusOK:
+	case seen.status != http.StatusOK:
 		return x.denied(refuse(authz.UpstreamDenied, "Preview", http.StatusForbidden,
-			"the broker has to see the pod first, and the cluster refused that (HTTP %d). Next: ask an operator to run: taskgate policy rbac %s", status, x.decision.Grant.Policy))
+			"the broker has to see the pod first, and the cluster refused that (HTTP %d). Next: ask an operator to run: taskgate policy rbac %s", seen.status, x.decision.Grant.Policy))
 	}
 	var pod struct {
 		Spec struct {
 			Containers, InitContainers []struct{ Name string }
 		}
 	}
-	if err := json.Unmarshal(body, &pod); err != nil {
+	if err := json.Unmarshal(seen.body, &pod); err != nil {
 		return x.denied(unavailable(authz.NotReady, "Preview", "the pod could not be read. Next: repeat the same command"))
 	}
 	for _, container := range append(pod.Spec.Containers, pod.Spec.InitContainers...) {
 		if container.Name == sidecarContainer {
 			x.decision.Reason, x.decision.Cause = authz.PolicyDenied, "Sidecar"
-			return x.denied(undecided(&x.decision, c))
+			return x.denied(undecided(&x.decision, &x.question))
 		}
 	}
 	return nil
@@ -70,71 +70,89 @@ func (x *exchange) denied(r *refusal) *refusal {
 	return r
 }
 
-// preview reads an object under the agent's own principal. It is a call of its
-// own, with its own audit ID and records that name this call as the parent; its
-// answer never reaches the agent.
-func (x *exchange) preview(path string) (int, []byte, *refusal) {
-	return x.previewOf(&http.Request{Method: http.MethodGet, RequestURI: (&url.URL{Path: path}).EscapedPath(), Header: http.Header{"Accept": {"application/json"}}, Body: http.NoBody})
+// sight is what the cluster answered to a preview. It never reaches the agent.
+type sight struct {
+	status int
+	body   []byte
 }
 
-// previewOf makes any call that changes nothing, as preview does.
-func (x *exchange) previewOf(asked *http.Request) (int, []byte, *refusal) {
+// typeJSON is how previews want to be answered.
+const typeJSON = "application/json"
+
+// look reads something under the agent's own principal.
+func (x *exchange) look(path string, query url.Values, accept string) (*sight, *refusal) {
+	asked := &http.Request{
+		Method: http.MethodGet, RequestURI: (&url.URL{Path: path, RawQuery: query.Encode()}).RequestURI(),
+		Header: http.Header{"Accept": {accept}}, Body: http.NoBody,
+	}
 	parsed, notParsed := x.b.parser.Parse(asked)
 	if notParsed != nil {
-		return 0, nil, x.invariant("a preview is not understood: " + notParsed.Text)
+		return nil, x.invariant("a preview is not understood: " + notParsed.Text)
 	}
-	if parsed.Call.Verb.Mutates() && !parsed.DryRun {
-		return 0, nil, x.invariant("a preview would change something")
-	}
-	look := &exchange{b: x.b, conn: x.conn, r: x.r, started: x.b.now(), auditID: uuid.NewString(), request: parsed, decision: x.decision}
-	look.decision.Verdict = authz.Allow // to look; the call itself may have to wait
-	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID}
+	return x.preview(parsed, asked.Header)
+}
+
+// preview makes a call for the broker's own eyes: one that reads, or a dry run. It
+// is a call of its own, with its own audit ID and records that name this call as
+// the parent. One that could change something is durable before it is sent.
+//
+// Fails closed: without a record, an answer, or with an answer too large to be
+// judged, it is a refusal of the call it was made for.
+func (x *exchange) preview(parsed *request.Request, header http.Header) (*sight, *refusal) {
+	admitted := x.decision
+	admitted.Verdict, admitted.Reason, admitted.Cause, admitted.Gate = authz.Allow, "", "", nil
+	look := &exchange{b: x.b, conn: x.conn, r: x.r, started: x.b.now(), auditID: uuid.NewString(), request: parsed, decision: admitted}
+	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID, verbatim: true} // for the broker alone
 	if !a.principal.valid() {
-		return 0, nil, x.invariant("a preview without a principal")
+		return nil, x.invariant("a preview without a principal")
 	}
 	intent := look.previewEvent(x, a, recorder.StageRequestReceived)
 	receipt, err := x.b.recorder.Append(intent)
+	if err == nil && parsed.Call.Verb.Mutates() {
+		err = receipt.Wait(x.r.Context())
+	}
 	if err != nil {
-		return 0, nil, x.unrecorded(err)
+		return nil, x.unrecorded(err)
 	}
 	a.intent, a.granted = receipt, true
-	status, body, err := look.fetch(a, asked.Header)
+	seen, err := look.fetch(a, header)
 	outcome := look.previewEvent(x, a, recorder.StageResponseComplete)
-	if err != nil {
+	if seen == nil {
 		outcome.Annotations[recorder.AnnotationOutcome] = outcomeUnknown
 	} else {
-		outcome.ResponseStatus = &recorder.ResponseStatus{Code: int32(status)}
+		outcome.ResponseStatus = &recorder.ResponseStatus{Code: int32(seen.status)}
 	}
 	if _, lost := x.b.recorder.Append(outcome); lost != nil {
 		x.b.log.Warn().Err(lost).Msg("cannot record the outcome of a preview; it will be recorded as unknown")
 	}
-	if err != nil {
-		return 0, nil, unavailable(authz.NotReady, "UpstreamUnavailable", "the cluster does not answer. Next: repeat the same command in a few seconds")
+	switch {
+	case errors.Is(err, errTooLarge):
+		return nil, refuse(authz.PolicyDenied, "TooLarge", http.StatusForbidden, "what the call is about is larger than the broker can judge. Next: narrow the call, for instance by a label selector")
+	case err != nil:
+		return nil, unavailable(authz.NotReady, "UpstreamUnavailable", "the cluster does not answer. Next: repeat the same command in a few seconds")
 	}
-	return status, body, nil
+	return seen, nil
 }
 
-// previewPatience is how long the call waits for a preview.
-const previewPatience = 15 * time.Second
+var errTooLarge = errors.New("the answer is too large to be judged")
 
-func (x *exchange) fetch(a *admission, header http.Header) (int, []byte, error) {
-	ctx, cancel := context.WithTimeout(x.r.Context(), previewPatience)
-	defer cancel()
-	if a.request.Call.Verb.Mutates() { // a dry run: admission plugins may see it
-		if err := a.intent.Wait(ctx); err != nil {
-			return 0, nil, err
-		}
-	}
-	response, err := x.b.upstream.send(ctx, a, header)
+// fetch returns what was answered, also with an error if the answer came and
+// cannot be used.
+func (x *exchange) fetch(a *admission, header http.Header) (*sight, error) {
+	response, err := x.b.upstream.send(x.r.Context(), a, header)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	defer response.Body.Close()
-	if err := a.intent.Wait(ctx); err != nil {
-		return 0, nil, err
+	seen := &sight{status: response.StatusCode}
+	if err := a.intent.Wait(x.r.Context()); err != nil {
+		return seen, err
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxPreview))
-	return response.StatusCode, body, err
+	seen.body, err = io.ReadAll(io.LimitReader(response.Body, maxPreview+1))
+	if err == nil && len(seen.body) > maxPreview {
+		err = errTooLarge
+	}
+	return seen, err
 }
 
 func (x *exchange) previewEvent(parent *exchange, a *admission, stage recorder.Stage) *recorder.Event {

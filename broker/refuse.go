@@ -13,6 +13,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/taskgate/taskgate/authz"
+	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/broker/request"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -26,6 +27,8 @@ type refusal struct {
 	close  bool   // the connection is of no more use
 	// details are those of the cluster's own refusal; clients branch on its causes.
 	details *metav1.StatusDetails
+	// word is the cluster's own one for its refusal; empty where status says it.
+	word metav1.StatusReason
 	// concluded says that the outcome of the call is on record already.
 	concluded bool
 }
@@ -47,7 +50,8 @@ func unavailable(reason authz.Reason, cause, format string, args ...any) *refusa
 
 // undecided turns the outcome of a decision into what the agent reads. The next
 // step is always one it can take with what it has.
-func undecided(d *authz.Decision, c *authz.Call) *refusal {
+func undecided(d *authz.Decision, q *authz.Question) *refusal {
+	c := q.Call
 	r := refuse(d.Reason, d.Cause, http.StatusForbidden, "%s", "")
 	name := ""
 	if d.Grant != nil {
@@ -55,11 +59,11 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 	}
 	switch d.Reason {
 	case authz.NoGrant:
-		r.text = fmt.Sprintf("no active grant allows you to %s. Next: ask an operator for a TaskGrant that allows it. Retrying before that changes nothing", does(c))
+		r.text = fmt.Sprintf("no active grant allows you to %s. %s", does(c), nextAsk(q))
 	case authz.GrantPending:
-		r.text = fmt.Sprintf("the grant %s would allow you to %s and waits for approval. Next: wait, then repeat the same command", name, does(c))
+		r.text = fmt.Sprintf("the grant %s would allow you to %s and waits for approval. Next: kubectl wait --for=condition=Active taskgrant/%s --timeout=15m, then repeat the same command. Retrying before that changes nothing", name, does(c), name)
 	case authz.GrantExpired:
-		r.text = fmt.Sprintf("the grant %s allowed you to %s and has expired. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, does(c))
+		r.text = fmt.Sprintf("the grant %s allowed you to %s and has expired. %s", name, does(c), nextAsk(q))
 	case authz.GrantRevoked:
 		r.text = fmt.Sprintf("the grant %s allowed you to %s, and %s. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c), ending(d.Grant))
 	case authz.BudgetSpent:
@@ -67,11 +71,11 @@ func undecided(d *authz.Decision, c *authz.Call) *refusal {
 		if d.Cause != "" {
 			which = " (" + d.Cause + ")"
 		}
-		r.text = fmt.Sprintf("the budget of the grant %s is spent%s. Next: ask an operator for a new TaskGrant. Retrying changes nothing", name, which)
+		r.text = fmt.Sprintf("the budget of the grant %s is spent%s. %s", name, which, nextAsk(q))
 	case authz.OutsideGrant:
-		r.text = fmt.Sprintf("your grants do not allow you to %s. Next: see what they allow with kubectl auth can-i --list%s, or ask an operator for a TaskGrant that allows it", does(c), inNamespace(c))
+		r.text = fmt.Sprintf("your grants do not allow you to %s. %s", does(c), nextAsk(q))
 	case authz.ApprovalRequired:
-		r.text = fmt.Sprintf("to %s needs the approval of a person (gate %s). Next: ask an operator to do it; approving is not part of this version. Retrying changes nothing", does(c), d.Gate.Name)
+		r.text = fmt.Sprintf("to %s needs %s (gate %s). Next: make the call; the answer names the request for approval", does(c), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)
 	case authz.PolicyDenied:
 		r.text = fmt.Sprintf("to %s is never allowed through taskgate, whatever a grant says (%s). Next: do without it. Retrying changes nothing", does(c), d.Cause)
 	case authz.PolicyStale:
@@ -99,13 +103,6 @@ func ending(g *authz.Grant) string {
 		return "its policy was suspended"
 	}
 	return "its policy does not allow it any more"
-}
-
-func inNamespace(c *authz.Call) string {
-	if c.Namespace == "" {
-		return ""
-	}
-	return " -n " + c.Namespace
 }
 
 // does says in words what a call does.
@@ -229,6 +226,9 @@ func (x *exchange) status(r *refusal) metav1.Status {
 		c := &x.request.Call
 		status.Details.Name, status.Details.Group, status.Details.Kind = c.Name, c.Group, c.Resource
 	}
+	if r.word != "" { // NotFound, Invalid, …: not that it is forbidden
+		status.Reason, status.Message = r.word, r.Error()
+	}
 	if r.details != nil {
 		causes := append(status.Details.Causes, r.details.Causes...)
 		status.Details = r.details
@@ -278,6 +278,8 @@ func statusReason(status int) metav1.StatusReason {
 		return metav1.StatusReasonTimeout
 	case http.StatusTooManyRequests:
 		return metav1.StatusReasonTooManyRequests
+	case http.StatusNotAcceptable:
+		return metav1.StatusReasonNotAcceptable
 	}
 	return metav1.StatusReasonBadRequest
 }
@@ -285,12 +287,21 @@ func statusReason(status int) metav1.StatusReason {
 // soon is how long before its end a grant is worth a warning.
 const soon = 5 * time.Minute
 
-// warn tells the agent with every answer that its grant is about to end.
-func (x *exchange) warn(header http.Header) {
-	if g := x.decision.Grant; g != nil {
-		if left := g.End().Sub(x.started); left > 0 && left < soon {
-			addWarning(header, fmt.Sprintf("the grant %s ends in %s", g.Name, left.Round(time.Second)))
-		}
+// warn tells the agent with every answer that its grant is about to end, or its
+// budget to be spent.
+func (x *exchange) warn(header http.Header, meter *control.Meter) {
+	g := x.decision.Grant
+	if g == nil {
+		return
+	}
+	if left := g.End().Sub(x.started); left > 0 && left < soon {
+		addWarning(header, fmt.Sprintf("the grant %s ends in %s", g.Name, left.Round(time.Second)))
+	}
+	if meter == nil {
+		return
+	}
+	if names := meter.NearlySpent(x.decision.Budget); len(names) > 0 {
+		addWarning(header, fmt.Sprintf("the budget of the grant %s is nearly spent (%s)", g.Name, joinNames(names)))
 	}
 }
 

@@ -81,7 +81,12 @@ func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview)
 		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: reason}
 		return
 	}
-	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, question.Call).Error()}
+	if d.Verdict == authz.NeedsApproval {
+		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: fmt.Sprintf(
+			"allowed by %s once people agree: every such call needs %s (gate %s)", basis(&d), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)}
+		return
+	}
+	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, &question).Error()}
 }
 
 func basis(d *authz.Decision) string {
@@ -108,6 +113,9 @@ func asked(spec *authorizationv1.SelfSubjectAccessReviewSpec) *authz.Call {
 	if call.Group == "" && call.Resource == "namespaces" && call.Namespace == "" {
 		call.Namespace = call.Name // as in the path of such a call
 	}
+	if call.Group == authz.OwnGroup {
+		call.Namespace = "" // kubectl sends one; these objects are in none
+	}
 	return call
 }
 
@@ -124,6 +132,7 @@ func (x *exchange) rulesReview(review *authorizationv1.SelfSubjectRulesReview) {
 		},
 		EvaluationError: "calls that wait for a person (gates) and calls that are never allowed are listed if a grant covers them; kubectl auth can-i VERB RESOURCE tells them apart",
 	}
+	review.Status.ResourceRules = append(review.Status.ResourceRules, ownRules(x.question.Set)...)
 	for _, held := range x.question.Set.Held(x.question.Now) {
 		if !held.Active {
 			continue
@@ -136,6 +145,21 @@ func (x *exchange) rulesReview(review *authorizationv1.SelfSubjectRulesReview) {
 			}
 		}
 	}
+}
+
+// ownRules are what an agent may do with its own grants and approvals.
+func ownRules(set *authz.Set) []authorizationv1.ResourceRule {
+	var rules []authorizationv1.ResourceRule
+	for _, resource := range []string{"taskgrants", "approvals"} {
+		rule := authorizationv1.ResourceRule{APIGroups: []string{authz.OwnGroup}, Resources: []string{resource}}
+		for _, verb := range []authz.Verb{authz.Get, authz.List, authz.Watch, authz.Create, authz.Delete} {
+			if call := (authz.Call{Verb: verb, Group: authz.OwnGroup, Resource: resource}); call.OwnObjects() && set.OwnObjects(&call).Verdict == authz.Allow {
+				rule.Verbs = append(rule.Verbs, verb.String())
+			}
+		}
+		rules = append(rules, rule)
+	}
+	return rules
 }
 
 func holdsIn(rule *authz.Rule, namespace string) bool {

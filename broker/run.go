@@ -17,6 +17,7 @@ import (
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/control"
 	"github.com/taskgate/taskgate/broker/request"
+	"github.com/taskgate/taskgate/broker/tasks"
 	"github.com/taskgate/taskgate/identity"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -124,9 +125,15 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	if err != nil {
 		return nil, err
 	}
+	notifier, err := openNotifier(config, log)
+	if err != nil {
+		return nil, err
+	}
+	var b *boundary
 	controller, err := control.New(control.Config{
 		Broker: config.Name, Index: index, Control: controlled, Guarded: guarded, Log: log, Now: clock.Now,
 		StaleAfter: config.StaleAfter.Duration, KeepEnded: config.KeepEnded.Duration,
+		Tell: func(h control.Happening) { b.happened(h) }, // it runs only when b is there
 	})
 	if err != nil {
 		return nil, err
@@ -139,9 +146,14 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	if err != nil {
 		return nil, err
 	}
-	b := &boundary{
-		identity: source, index: index, never: never, recorder: records, upstream: upstream, parser: request.NewParser(),
+	own, err := tasks.New(tasks.Config{Control: controlled, Index: index, Release: controller.Release, Now: clock.Now})
+	if err != nil {
+		return nil, err
+	}
+	b = &boundary{
+		identity: source, index: index, never: never, recorder: records, upstream: upstream, tasks: own, parser: request.NewParser(),
 		live: newLiveCalls(), metrics: newMetrics(), log: log, now: clock.Now, charge: controller.Charge, kindOf: kinds.lookup,
+		cluster: config.Cluster, approvals: controller, asking: config.Approvals, notify: notifier,
 	}
 	checks := &health{
 		checks: []check{
@@ -211,8 +223,10 @@ func (p *parts) serve(ctx context.Context, config *Configuration) error {
 	for _, run := range []func(context.Context) error{
 		p.controller.Run,
 		asError(p.catalog.run),
+		asError(p.notify.Run),
 		asError(p.health.run),
 		asError(func(ctx context.Context) { p.live.run(ctx, p.index.Changed(), p.now) }),
+		asError(p.live.tidy),
 		asError(func(ctx context.Context) { p.report(ctx, p.health) }),
 	} {
 		group.Go(func() error { return run(background) })

@@ -83,7 +83,7 @@ func (x *exchange) beginMasked(a *admission, response *http.Response) bool {
 		return false
 	}
 	header.Set("Content-Type", "application/json")
-	x.warn(header)
+	x.warn(header, a.meter)
 	addWarning(header, "values of Secrets are masked: the grant "+x.decision.Grant.Name+" shows keys only")
 	if x.request.Live {
 		x.w.WriteHeader(response.StatusCode)

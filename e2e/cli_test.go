@@ -93,21 +93,27 @@ func TestCLIShow(t *testing.T) {
 // TestCLIWait: the exit code says what to do next.
 func TestCLIWait(t *testing.T) {
 	r := newCLIRig(t)
-	alice := r.person(t, "cli-alice", cliApprovers)
+	alice, who := r.person(t, "cli-alice", cliApprovers), &agent{name: "cli-wait", id: "spiffe://example.org/ns/agents/sa/cli-wait"}
+	r.policy(t, "cli-wait", who, "", cliRule)
+	r.giveUnder(t, "cli-wait", who)
+	uid := string(r.read(t, "cli-wait").UID)
 	for _, test := range []struct {
-		name, digit, reason string
-		code                int
-	}{{"cli-wait-yes", "d", "Approved", 0}, {"cli-wait-no", "e", "Denied", 1}} {
-		object := r.approval(t, test.name, test.digit, nil)
+		name, digit, verb, reason string
+		code                      int
+	}{{"cli-wait-yes", "d", "approve", "Approved", 0}, {"cli-wait-no", "e", "deny", "Denied", 1}} {
+		object := r.approval(t, test.name, test.digit, func(spec map[string]any) {
+			spec["agent"], spec["grant"], spec["grantUID"], spec["policy"] = who.id, "cli-wait", uid, "cli-wait"
+		})
 		alice.taskgate(t, "wait", test.name, "--timeout", "200ms").is(t, 2, "is not settled after 200ms")
 		ended := make(chan result)
 		go func() { ended <- alice.taskgate(t, "wait", test.name, "--timeout", "30s") }()
 		time.Sleep(500 * time.Millisecond) // either way it has to end; mostly this makes it watch
-		r.decide(t, object, test.reason)
+		alice.taskgate(t, test.verb, test.name, "--yes").is(t, 0, "approval/"+test.name)
+		r.status(t, object, test.reason)
 		(<-ended).is(t, test.code, "approval/"+test.name+": ")
-		alice.taskgate(t, "wait", "approval/"+test.name).is(t, test.code, "")
+		alice.taskgate(t, "wait", "approval/"+test.name, "--timeout", "10s").is(t, test.code, "")
 	}
-	alice.taskgate(t, "wait", "cli-wait-nothing").is(t, 2, "there is no Approval and no TaskGrant")
+	alice.taskgate(t, "wait", "cli-wait-nothing", "--timeout", "10s").is(t, 2, "there is no Approval and no TaskGrant")
 }
 
 const cliRule = `{namespaces: [default], apiGroups: [""], resources: [configmaps], verbs: [list]}`
@@ -140,7 +146,7 @@ func TestCLIRevoke(t *testing.T) {
 		t.Errorf("refused with %s", got.refused)
 	}
 	r.until(t, "cli-revoke", "Approved=True Active=False Ended=True Revoked")
-	operator.taskgate(t, "wait", "cli-revoke").is(t, 1, "taskgrant/cli-revoke: revoked")
+	operator.taskgate(t, "wait", "cli-revoke", "--timeout", "20s").is(t, 1, "taskgrant/cli-revoke: revoked")
 	operator.taskgate(t, "resume", "--hold", who.id).is(t, 0, "lifted the hold of "+who.id+" under the policy cli-revoke, from the revoked grant cli-revoke")
 	if grant := r.read(t, "cli-revoke"); grant.Annotations["taskgate.dev/resumed"] != "true" {
 		t.Errorf("annotations %v", grant.Annotations)

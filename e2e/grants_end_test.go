@@ -190,7 +190,7 @@ func TestGrantsExpire(t *testing.T) {
 	if got.lastSent.After(end.Add(tolerance)) || got.at.Before(end.Add(-tolerance)) || got.at.Sub(end) > time.Second {
 		t.Errorf("it ended at %s; the last accepted call was sent %s after, the first refusal came %s after", end, got.lastSent.Sub(end), got.at.Sub(end))
 	}
-	if got.refused.reason != "GrantExpired" || !strings.Contains(got.refused.body, "has expired. Next: ask an operator for a new TaskGrant") {
+	if got.refused.reason != "GrantExpired" || !strings.Contains(got.refused.body, "has expired. Next: echo '") {
 		t.Errorf("refused with %s", got.refused)
 	}
 	for i, name := range []string{"watch", "log"} {

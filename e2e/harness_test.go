@@ -110,6 +110,7 @@ const otherDomain = "td-b.example"
 
 func sharedBroker(_ int, configuration map[string]any) {
 	configuration["logLevel"] = "debug" // no level may show a secret
+	configuration["approvals"] = map[string]int{"maxOpen": 1000, "maxPerDay": 1000}
 	configuration["identity"].(map[string]any)["trustDomains"] = []string{testbed.TrustDomain, otherDomain}
 }
 

@@ -1,7 +1,6 @@
 package recorder_test
 
 import (
-	"context"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,29 +18,34 @@ func counted(t *testing.T) (*fixture, *recorder.Recorder, *atomic.Int64) {
 	return f, f.open(), syncs
 }
 
-// TestOneSyncPerCall: an outcome, which nobody waits for, goes with the intent of
-// the next call.
+// TestOneSyncPerCall: an outcome, which nobody waits for, is held back for the
+// intent of the next call, and one sync is for both.
 func TestOneSyncPerCall(t *testing.T) {
 	f, r, syncs := counted(t)
-	const calls = 200
-	for range calls {
-		call := recordertest.Call("a")
-		receipt, err := r.Append(call)
-		if err == nil {
-			err = receipt.Wait(context.Background())
-		}
-		if err == nil {
-			_, err = r.Append(recordertest.Outcome(call, 200))
-		}
-		if err != nil {
+	// The pause is far below what a record may be held back for; a machine that
+	// makes it longer than that gets another try.
+	const pause, held = 2 * time.Millisecond, 8 * time.Millisecond
+	for range 100 {
+		recordertest.Record(t, r, recordertest.Call("a"))
+		time.Sleep(5 * held) // nothing runs that was begun before
+		before, began := syncs.Load(), time.Now()
+		if _, err := r.Append(recordertest.Outcome(recordertest.Call("a"), 200)); err != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(pause)
+		early := syncs.Load() - before
+		recordertest.Record(t, r, recordertest.Call("a"))
+		both := syncs.Load() - before
+		if time.Since(began) > held {
+			continue
+		}
+		if early != 0 || both != 1 {
+			t.Errorf("%d syncs for an outcome, %d with the intent behind it", early, both)
+		}
+		f.close(r)
+		return
 	}
-	if got := syncs.Load(); got > calls*5/4 {
-		t.Errorf("%d syncs for %d calls", got, calls)
-	}
-	f.close(r)
-	f.proven(f.store, 2*calls, "closed")
+	t.Skip("this machine is too slow to tell")
 }
 
 // TestNobodyWaits: what nobody waits for becomes durable all the same, and soon.

@@ -147,10 +147,17 @@ type Gate struct {
 	Groups []string `json:"groups,omitempty"`
 	// ttl is how long a request for approval stays open, 15m if left out.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="use a duration such as 15m"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
 	// useWithin is how long an approval may wait for its use, 5m if left out.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s')",message="use a duration such as 5m"
 	UseWithin *metav1.Duration `json:"useWithin,omitempty"`
+	// pinVersion: true binds an approval to the version of the object that the
+	// people were shown: after any change of the object it is of no use. Left out,
+	// an approval is bound to the object (its UID) only.
+	// +optional
+	PinVersion bool `json:"pinVersion,omitempty"`
 	// mode: Deny answers at once and says how to go on; Hold keeps the call open
 	// for a while first.
 	// +optional

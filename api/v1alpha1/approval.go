@@ -102,11 +102,14 @@ type ApprovalCall struct {
 	// +optional
 	Name string `json:"name,omitempty"`
 	// uid and resourceVersion of the object as it was when the Approval was made;
-	// empty if there was none.
+	// empty if there was none. For a deletecollection, uid is the SHA-256 over the
+	// UIDs of all objects it would delete, and objects their number.
 	// +optional
 	UID string `json:"uid,omitempty"`
 	// +optional
 	ResourceVersion string `json:"resourceVersion,omitempty"`
+	// +optional
+	Objects *int64 `json:"objects,omitempty"`
 	// query in canonical order.
 	// +optional
 	// +kubebuilder:validation:MaxLength=8192

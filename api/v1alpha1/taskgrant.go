@@ -76,6 +76,8 @@ const (
 	GrantActive = "Active"
 	// GrantEnded is True once and for all when the grant is over.
 	GrantEnded = "Ended"
+	// GrantReleased is True once the agent gave the grant back. It sees it no more.
+	GrantReleased = "Released"
 )
 
 // ResumedAnnotation on a revoked TaskGrant, with the value "true", says that a

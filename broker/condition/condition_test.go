@@ -100,7 +100,7 @@ func TestErrors(t *testing.T) {
 		"subject.name == 'x'":      "undeclared reference to 'subject'",
 		"authorizer.path('/') != ": "Syntax error",
 		long + ".map(a, " + long + ".map(b, " + long + ".map(c, a + b + c))).size() > 0": "costs at least",
-		strings.Repeat("(", 1000) + "true" + strings.Repeat(")", 1000):            "recursion",
+		strings.Repeat("(", 1000) + "true" + strings.Repeat(")", 1000):                   "recursion",
 	} {
 		_, err := condition.Compile(expression)
 		if err == nil || !strings.Contains(err.Error(), says) {

@@ -43,13 +43,13 @@ func approvalStatus(approval *v1alpha1.Approval, v Verdict, now time.Time) v1alp
 	case v.State == Denied:
 		status.DecidedAt = &at
 		set(metav1.ConditionTrue, v1alpha1.DecidedDenied, said("denied", &v))
-	case v.State == Approved && !v.At.After(approval.Spec.ExpiresAt.Time) && now.Before(useUntil):
+	case v.State == Approved && v.At.Before(approval.Spec.ExpiresAt.Time) && now.Before(useUntil):
 		if isDecided {
 			return status
 		}
 		status.DecidedAt = &at
 		set(metav1.ConditionTrue, v1alpha1.DecidedApproved, said("approved", &v)+"; the call may be made until "+useUntil.UTC().Format(time.RFC3339))
-	case v.State == Approved && !v.At.After(approval.Spec.ExpiresAt.Time):
+	case v.State == Approved && v.At.Before(approval.Spec.ExpiresAt.Time):
 		status.DecidedAt = &at
 		set(metav1.ConditionTrue, v1alpha1.DecidedExpired, said("approved", &v)+", and not used until "+useUntil.UTC().Format(time.RFC3339))
 	case !now.Before(approval.Spec.ExpiresAt.Time):
@@ -97,21 +97,21 @@ func (c *Controller) reconcileApproval(ctx context.Context, name string) error {
 		return err
 	}
 	decided := meta.FindStatusCondition(update.Status.Conditions, v1alpha1.ApprovalDecided)
-	c.tell(approval, approvals, "Approval"+decided.Reason, decided.Message)
+	c.tell(approval, "Approval"+decided.Reason, decided.Message, verdict.By...)
 	return nil
 }
 
-// verdictOnApproval is nobody's verdict if the grant is gone or nothing counts.
+// verdictOnApproval is nobody's verdict if the grant is gone or nothing counts. For
+// a status the last look at the admission policies will do.
 func (c *Controller) verdictOnApproval(ctx context.Context, approval *v1alpha1.Approval) (Verdict, error) {
 	need, err := c.RequirementOf(ctx, approval)
-	if gone(err) {
+	if gone(err) || c.DecisionsCount() != nil {
 		return Verdict{}, nil
 	}
 	if err != nil {
 		return Verdict{}, err
 	}
-	verdict, _, err := c.counted(ctx, need)
-	return verdict, err
+	return c.verdictOn(ctx, need)
 }
 
 // decidedForGood reports whether the status of an Approval changes no more.

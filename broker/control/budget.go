@@ -43,6 +43,7 @@ type Meter struct {
 	mu        sync.Mutex // held while a share is reserved, so that one call does it
 	mutations int64      // reserved and not spent yet
 	streams   int64
+	reserved  map[string]int64 // what the grant's status said was used, by budget, when last reserved
 }
 
 // Charge takes a call out of the budget of the grant that is charged, or returns
@@ -120,9 +121,32 @@ func (c *Controller) reserve(ctx context.Context, m *Meter, limit int64, what st
 		}
 		reserved = shareOf(left)
 		*field(usage) += reserved
+		m.reserved[what] = *field(usage) // spend holds m.mu
 		return nil
 	})
 	return reserved, err
+}
+
+// NearlySpent names the budgets of which nine tenths are gone, as far as it is
+// known here. It is meant for a warning; Charge decides.
+func (m *Meter) NearlySpent(budget authz.Budget) []string {
+	m.mu.Lock()
+	mutations, streams := m.reserved["mutations"]-m.mutations, m.reserved["streams"]-m.streams
+	m.mu.Unlock()
+	var names []string
+	for _, row := range []struct {
+		name  string
+		used  int64
+		limit *int64
+	}{
+		{"requests", m.requests.Load(), budget.Requests}, {"bytesOut", m.bytesOut.Load(), budget.BytesOut},
+		{"mutations", mutations, budget.Mutations}, {"streams", streams, budget.Streams},
+	} {
+		if row.limit != nil && row.used >= *row.limit-*row.limit/10 {
+			names = append(names, row.name)
+		}
+	}
+	return names
 }
 
 // shareOf keeps shares small where little is left, so that other replicas get
@@ -171,7 +195,7 @@ func (b *budgets) meter(grant *authz.Grant) *Meter {
 	defer b.mu.Unlock()
 	m := b.meters[grant.UID]
 	if m == nil {
-		m = &Meter{name: grant.Name, uid: grant.UID}
+		m = &Meter{name: grant.Name, uid: grant.UID, reserved: map[string]int64{}}
 		b.meters[grant.UID] = m
 	}
 	return m

@@ -41,6 +41,9 @@ type Config struct {
 	// KeepEnded is how long ended grants stay, with their approvals and decisions.
 	// Default 168 hours.
 	KeepEnded time.Duration
+	// Tell is called with what this replica has written down. It must not wait, and
+	// may be called by several goroutines. Nil for nobody.
+	Tell func(Happening)
 }
 
 // Controller is one replica's side of the control cluster. See the package

@@ -33,14 +33,10 @@ func Policy(object *v1alpha1.AgentPolicy) *authz.Policy {
 	spec := &object.Spec
 	policy := &authz.Policy{
 		Name: object.Name, UID: string(object.UID), Agents: spec.Agents, Suspended: spec.Suspended,
-		Allow: rules(spec.Allow), Waive: spec.Waive, Budget: budget(spec.Budget),
+		Allow: rules(spec.Allow), Waive: spec.Waive, Budget: budget(spec.Budget), MaxTTL: spec.Grant.MaxTTL.Duration,
 	}
-	for _, gate := range spec.Gates {
-		policy.Gates = append(policy.Gates, authz.Gate{
-			Name: gate.Name, Policy: object.Name, Namespaces: gate.Namespaces, APIGroups: gate.APIGroups,
-			Resources: gate.Resources, Verbs: gate.Verbs, ResourceNames: gate.ResourceNames, When: gate.When,
-			Approvers: max(1, int(gate.Approvers)), Groups: gate.Groups, Hold: gate.Mode == "Hold",
-		})
+	for i := range spec.Gates {
+		policy.Gates = append(policy.Gates, gate(object.Name, &spec.Gates[i]))
 	}
 	if spec.Grant.MaxActive != nil {
 		policy.Limits.MaxActive = int(*spec.Grant.MaxActive)
@@ -76,6 +72,24 @@ func (c *Controller) understand(object *v1alpha1.AgentPolicy) *authz.Policy {
 		}
 	}
 	return policy
+}
+
+// gate turns a gate of a policy into what package authz decides on. A time that
+// is not positive is left as it is: nothing can be approved in it.
+func gate(policy string, object *v1alpha1.Gate) authz.Gate {
+	converted := authz.Gate{
+		Name: object.Name, Policy: policy, Namespaces: object.Namespaces, APIGroups: object.APIGroups,
+		Resources: object.Resources, Verbs: object.Verbs, ResourceNames: object.ResourceNames, When: object.When,
+		Approvers: max(1, int(object.Approvers)), Groups: object.Groups, Hold: object.Mode == "Hold", PinVersion: object.PinVersion,
+		TTL: authz.DefaultTTL, UseWithin: authz.DefaultUseWithin,
+	}
+	if object.TTL != nil {
+		converted.TTL = object.TTL.Duration
+	}
+	if object.UseWithin != nil {
+		converted.UseWithin = object.UseWithin.Duration
+	}
+	return converted
 }
 
 func rules(objects []v1alpha1.Rule) []authz.Rule {

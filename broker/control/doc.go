@@ -4,7 +4,9 @@
 // The broker runs one [Controller]. It fills the index of package authz from
 // informers, writes what became of grants and policies into their status, proves
 // by heartbeat that what it sees is fresh, reserves budgets, and watches over
-// the admission policies of the guarded cluster.
+// the admission policies of both clusters. It says what Decisions of people are
+// worth, for grants that wait for them and, live, for calls that do; and it cleans
+// up what has been over for long.
 //
 // # What it promises
 //
@@ -13,8 +15,16 @@
 //     and finds nothing left to do.
 //   - What a status says never decides alone: the index judges each grant anew
 //     against the policies it holds (package authz).
-//   - What is final (Denied, Ended) is computed from a policy read live, never
-//     from an informer that may be behind.
+//   - What gives something (Active) or is final (Denied, Ended) is computed from
+//     the grant, its policy and the Decisions about it read live, never from an
+//     informer that may be behind.
+//   - A Decision counts for one object, one UID and one digest, of a person who may
+//     still decide, while the admission policies that make it true are there
+//     ([Judge], [Controller.VerdictOn]). The first no is the last word.
+//   - An Approval is consumed once over all replicas ([Controller.Consume]); its
+//     status tells people what was decided and decides nothing.
+//   - After a revocation the policy alone gives the agent nothing more until a
+//     person says so.
 //   - [authz.Index.Fresh] moves only when a value this replica wrote came back
 //     through the very watch that fills the index, for each watched kind.
 //   - A budget that is never to be overrun is reserved in the grant's status
@@ -26,5 +36,7 @@
 // Closed. An object that cannot be converted grants nothing and says so in a
 // condition. A control cluster that is out of reach makes the index stale, and
 // stale denies. A budget that cannot be reserved counts as spent. Admission
-// policies that are absent, changed or not enforcing make the broker not ready.
+// policies that are absent, changed or not enforcing make the broker not ready;
+// without those of the control cluster calls that need nobody's approval go on, and
+// no Decision counts.
 package control

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
@@ -26,20 +27,15 @@ func newEvents() events {
 	return events{waiting: make(chan *corev1.Event, 256), pace: flowcontrol.NewTokenBucketRateLimiter(10, 100)}
 }
 
-// tell makes an Event about an object. It never waits. The text holds nothing an
-// agent wrote.
-func (c *Controller) tell(object metav1.Object, resource, reason, text string) {
-	kind := v1alpha1.TargetTaskGrant
-	if resource == approvals {
-		kind = v1alpha1.TargetApproval
-	}
-	now := metav1.NewTime(c.config.Now())
+// event makes an Event. It never waits.
+func (c *Controller) event(h *Happening) {
+	now := metav1.NewTime(h.Time)
 	event := &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "taskgate-", Namespace: eventNamespace},
 		InvolvedObject: corev1.ObjectReference{
-			APIVersion: v1alpha1.GroupVersion.String(), Kind: kind, Name: object.GetName(), UID: object.GetUID(),
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: h.Kind, Name: h.Name, UID: types.UID(h.UID),
 		},
-		Type: corev1.EventTypeNormal, Reason: reason, Message: text, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		Type: corev1.EventTypeNormal, Reason: h.Reason, Message: h.Text, Count: 1, FirstTimestamp: now, LastTimestamp: now,
 		Source: corev1.EventSource{Component: "taskgate-broker", Host: c.config.Broker}, ReportingController: "taskgate.dev/broker", ReportingInstance: c.config.Broker,
 	}
 	select {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -26,6 +27,8 @@ type guards struct {
 	client   kubernetes.Interface
 	policies []admissionv1.ValidatingAdmissionPolicy
 	bindings []admissionv1.ValidatingAdmissionPolicyBinding
+
+	flight singleflight.Group
 
 	mu      sync.Mutex
 	good    time.Time // when all were last seen as they should be
@@ -104,6 +107,19 @@ func (g *guards) look(ctx context.Context) {
 	case errors.As(err, &wrong):
 		g.good = time.Time{}
 	}
+}
+
+// atOnce compares now. Callers at the same moment share one look, which may have
+// begun a moment before some of them asked; an API server takes longer than that to
+// notice a change itself.
+func (g *guards) atOnce(ctx context.Context) error {
+	_, err, _ := g.flight.Do("", func() (any, error) {
+		// One caller's end must not be the others' error.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), guardEvery)
+		defer cancel()
+		return nil, g.compare(ctx)
+	})
+	return err
 }
 
 // guardError is a guard that is known to be absent or changed.

@@ -47,6 +47,15 @@ func (c *Controller) ApprovalsFor(ctx context.Context, digest string) ([]v1alpha
 	return list.Items, nil
 }
 
+// ApprovalsOf lists the Approvals of an agent, none being no error.
+func (c *Controller) ApprovalsOf(ctx context.Context, agent string) ([]v1alpha1.Approval, error) {
+	var list v1alpha1.ApprovalList
+	if err := c.client.list(ctx, approvals, "spec.agent", agent, &list); err != nil {
+		return nil, fmt.Errorf("listing the approvals of one agent: %w", err)
+	}
+	return list.Items, nil
+}
+
 // CreateApproval creates an Approval and returns it as it was stored. If another
 // replica was first the error is one that apierrors.IsAlreadyExists knows; then
 // the one that is there has to be read.
@@ -55,7 +64,7 @@ func (c *Controller) CreateApproval(ctx context.Context, approval *v1alpha1.Appr
 	if err := c.client.create(ctx, approvals, approval, created); err != nil {
 		return nil, fmt.Errorf("creating the approval %q: %w", approval.Name, err)
 	}
-	c.tell(created, approvals, "ApprovalRequested", fmt.Sprintf("waits for %d approvals%s at the gate %s",
+	c.tell(created, "ApprovalRequested", fmt.Sprintf("waits for %d approvals%s at the gate %s",
 		created.Spec.Approvers, ofGroups(created.Spec.Groups), created.Spec.Gate))
 	return created, nil
 }
@@ -92,10 +101,15 @@ func approvalRequirement(approval *v1alpha1.Approval, grant *v1alpha1.TaskGrant)
 // is back: whoever may change those in the control cluster could approve
 // anything.
 func (c *Controller) VerdictOn(ctx context.Context, r Requirement) (Verdict, error) {
-	if err := c.deciding.compare(ctx); err != nil {
+	if err := c.deciding.atOnce(ctx); err != nil {
 		return Verdict{}, fmt.Errorf("no decision counts: %w", err)
 	}
-	if r.UID == "" {
+	return c.verdictOn(ctx, r)
+}
+
+// verdictOn is VerdictOn without a look at the admission policies.
+func (c *Controller) verdictOn(ctx context.Context, r Requirement) (Verdict, error) {
+	if !r.complete() {
 		return Verdict{}, nil
 	}
 	var list v1alpha1.DecisionList
@@ -170,7 +184,7 @@ func (c *Controller) Consume(ctx context.Context, approval *v1alpha1.Approval, a
 	if err != nil {
 		return fmt.Errorf("consuming the approval %q: %w", approval.Name, err)
 	}
-	c.tell(approval, approvals, "ApprovalConsumed", "used by the call "+auditID)
+	c.tell(approval, "ApprovalConsumed", "used by the call "+auditID)
 	return nil
 }
 
@@ -178,31 +192,4 @@ func (c *Controller) Consume(ctx context.Context, approval *v1alpha1.Approval, a
 func consumed(approval *v1alpha1.Approval) bool {
 	return approval.Status.ConsumedBy != "" || approval.Status.ConsumedAt != nil ||
 		meta.IsStatusConditionTrue(approval.Status.Conditions, v1alpha1.ApprovalConsumed)
-}
-
-// Release ends a grant of an agent that gives it back. A grant that is gone, or
-// that another agent holds, is an error that apierrors.IsNotFound knows; one that
-// is over already stays as it is.
-func (c *Controller) Release(ctx context.Context, name, agent string) error {
-	for {
-		grant, err := c.client.getGrant(ctx, name)
-		if err != nil {
-			return fmt.Errorf("reading the grant to release: %w", err)
-		}
-		if agent == "" || grant.Spec.Agent != agent {
-			return apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource(grants).GroupResource(), name)
-		}
-		if meta.IsStatusConditionTrue(grant.Status.Conditions, v1alpha1.GrantEnded) {
-			return nil
-		}
-		e := evaluation{grant: grant, released: true, now: c.config.Now()}
-		grant.Status = e.status()
-		if err = c.client.updateStatus(ctx, grants, name, grant); err == nil {
-			c.tell(grant, grants, "TaskGrantEnded", "released by the agent")
-			return nil
-		}
-		if !apierrors.IsConflict(err) || ctx.Err() != nil {
-			return fmt.Errorf("releasing the grant: %w", err)
-		}
-	}
 }

@@ -50,7 +50,7 @@ func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
 	if err := c.client.updateStatus(ctx, grants, name, update); err != nil {
 		return err
 	}
-	c.tellOfGrant(grant, &status)
+	c.tellOfGrant(grant, &status, evaluation.verdict.By)
 	return nil
 }
 
@@ -123,19 +123,25 @@ func (c *Controller) seenDecisions(uid string) []v1alpha1.Decision {
 }
 
 // tellOfGrant makes an Event of what this replica has just written.
-func (c *Controller) tellOfGrant(grant *v1alpha1.TaskGrant, after *v1alpha1.TaskGrantStatus) {
+func (c *Controller) tellOfGrant(grant *v1alpha1.TaskGrant, after *v1alpha1.TaskGrantStatus, by []string) {
 	became := func(kind string) *metav1.Condition {
 		if meta.IsStatusConditionTrue(grant.Status.Conditions, kind) || !meta.IsStatusConditionTrue(after.Conditions, kind) {
 			return nil
 		}
 		return meta.FindStatusCondition(after.Conditions, kind)
 	}
-	if over := became(v1alpha1.GrantEnded); over != nil && after.ActiveFrom == nil {
-		c.tell(grant, grants, "TaskGrantDenied", over.Reason)
+	asks := func(status *v1alpha1.TaskGrantStatus) bool {
+		approved := meta.FindStatusCondition(status.Conditions, v1alpha1.GrantApproved)
+		return approved != nil && approved.Status == metav1.ConditionUnknown && approved.Reason == reasonApproval
+	}
+	if asks(after) && !asks(&grant.Status) {
+		c.tell(grant, "TaskGrantRequested", "waits for people to agree")
+	} else if over := became(v1alpha1.GrantEnded); over != nil && after.ActiveFrom == nil {
+		c.tell(grant, "TaskGrantDenied", over.Reason, by...)
 	} else if over != nil {
-		c.tell(grant, grants, "TaskGrantEnded", over.Reason)
+		c.tell(grant, "TaskGrantEnded", over.Reason)
 	} else if became(v1alpha1.GrantActive) != nil {
-		c.tell(grant, grants, "TaskGranted", meta.FindStatusCondition(after.Conditions, v1alpha1.GrantApproved).Reason)
+		c.tell(grant, "TaskGranted", meta.FindStatusCondition(after.Conditions, v1alpha1.GrantApproved).Reason, by...)
 	}
 }
 

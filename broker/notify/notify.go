@@ -130,9 +130,10 @@ func checkURL(text string) error {
 	return nil
 }
 
-// Send takes an event on; it never waits. A nil Notifier tells nobody.
+// Send takes an event on; it never waits. A nil Notifier tells nobody, and of an
+// event without a type nobody is told.
 func (n *Notifier) Send(event Event) {
-	if n == nil {
+	if n == nil || event.Type == "" {
 		return
 	}
 	for _, r := range n.receivers {
@@ -146,6 +147,9 @@ func (n *Notifier) Send(event Event) {
 
 // Run delivers until ctx ends, and returns when all its goroutines have.
 func (n *Notifier) Run(ctx context.Context) {
+	if n == nil {
+		return
+	}
 	var wait sync.WaitGroup
 	for _, r := range n.receivers {
 		wait.Go(func() {

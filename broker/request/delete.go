@@ -68,3 +68,25 @@ func mergeDeleteOptions(body map[string]any, query url.Values) *Refusal {
 	}
 	return nil
 }
+
+// moveDeleteOptions takes the options out of a query that was judged and writes
+// them as a body does.
+func moveDeleteOptions(query url.Values, into map[string]any) {
+	for _, name := range []string{"gracePeriodSeconds", "orphanDependents", "propagationPolicy", "dryRun"} {
+		value := query.Get(name)
+		if !query.Has(name) {
+			continue
+		}
+		query.Del(name)
+		switch name {
+		case "gracePeriodSeconds":
+			into[name], _ = strconv.ParseInt(value, 10, 64) // was judged to be a number
+		case "orphanDependents":
+			into[name] = isTrue(url.Values{name: {value}}, name)
+		case "dryRun":
+			into[name] = []any{value}
+		default:
+			into[name] = value
+		}
+	}
+}

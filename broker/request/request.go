@@ -55,6 +55,9 @@ func (r *Request) Narrow(selector string) {
 	r.query.Set("fieldSelector", selector)
 }
 
+// Sent drops what nobody needs once the request was sent to the cluster.
+func (r *Request) Sent() { r.query = nil }
+
 // Parser understands requests. It never changes and is safe for concurrent use.
 type Parser struct {
 	resolver   *apirequest.RequestInfoFactory

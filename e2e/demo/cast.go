@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/client-go/tools/clientcmd"
+
 	"github.com/taskgate/taskgate/e2e/testbed"
 )
 
@@ -21,6 +23,7 @@ const (
 	alpha      role = "alpha"    // the agent with the task
 	beta       role = "beta"     // another agent
 	operator   role = "operator" // gives and ends tasks
+	alice      role = "alice"    // one of the group sre; says yes or no
 	auditor    role = "auditor"  // can read the bucket, and nothing else
 	broker     role = "broker"   // somebody who stole the broker's S3 key
 	storeAdmin role = "storeadmin"
@@ -49,6 +52,10 @@ func newCast(bed *testbed.Testbed) (*cast, error) {
 	environment := bed.Environment()
 	c.path = filepath.Join(c.folder, "bin") + ":" + environment.Programs
 	path := "PATH=" + c.path + ":" + os.Getenv("PATH")
+	if err := writePerson(environment.AdminKubeconfig, filepath.Join(c.folder, "alice.kubeconfig"), "alice", "sre"); err != nil {
+		return nil, err
+	}
+	c.environments[alice] = []string{path, "KUBECONFIG=" + filepath.Join(c.folder, "alice.kubeconfig")}
 	for who, has := range belongings(environment) {
 		c.environments[who] = append([]string{path}, has...)
 	}
@@ -74,6 +81,22 @@ func belongings(e testbed.Environment) map[role][]string {
 		broker:     store(e.Store.Broker),
 		storeAdmin: store(e.Store.Admin),
 	}
+}
+
+// writePerson writes the kubeconfig of a person. A testbed has no identity
+// provider, so the administrator's credential stands for what it would vouch for.
+func writePerson(from, to, name string, groups ...string) error {
+	config, err := clientcmd.LoadFromFile(from)
+	if err != nil {
+		return fmt.Errorf("reading the administrator's kubeconfig: %w", err)
+	}
+	for _, user := range config.AuthInfos {
+		user.Impersonate, user.ImpersonateGroups = name, groups
+	}
+	if err := clientcmd.WriteToFile(*config, to); err != nil {
+		return fmt.Errorf("writing the kubeconfig of %s: %w", name, err)
+	}
+	return nil
 }
 
 func (c *cast) writeExample() error {

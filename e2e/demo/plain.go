@@ -29,6 +29,10 @@ func stabiliser(bed *testbed.Testbed) func(string) string {
 		{regexp.MustCompile(`\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b`), "VERSION"},
 		{regexp.MustCompile(`\d+ (records|segments|manifests|objects|bits)\b`), "N $1"},
 		{regexp.MustCompile(`( ends in )\d+s\b`), "${1}5s"},
+		{regexp.MustCompile(`\bap-[0-9a-f]{10}-\d+\b`), "ap-1"},
+		{regexp.MustCompile(`\b\d\d:\d\dZ\b`), "12:15Z"},
+		{regexp.MustCompile(`\b\d\d:\d\d:\d\dZ\b`), "12:00:00Z"},
+		{regexp.MustCompile(`--timeout=\d+m\b`), "--timeout=15m"},
 		{regexp.MustCompile(`( {2,})\d+[smh]$`), "${1}1s"}, // the column AGE
 	}
 	return func(text string) string {

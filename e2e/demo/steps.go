@@ -15,6 +15,7 @@ func steps() []step {
 		inside(),
 		outside(),
 		someoneElse(),
+		people(),
 		theEnd(),
 		outOfReach(),
 		theProof(),

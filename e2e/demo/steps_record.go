@@ -50,7 +50,7 @@ func theProof() step {
 			why:   "What was refused?",
 			who:   auditor,
 			types: "taskgate records --decision=deny",
-			wants: works("OutsideGrant", "NoGrant", "GrantExpired", "GrantRevoked", "PolicyDenied", "shop secrets database"),
+			wants: works("OutsideGrant", "NoGrant", "ApprovalRequired", "ApprovalMismatch", "ApprovalConsumed", "GrantExpired", "GrantRevoked", "PolicyDenied", "shop secrets database"),
 			shows: table,
 			holds: "each refusal of this demo is on record", patience: patience,
 		},

@@ -56,7 +56,7 @@ func (t *Testbed) applyServed(ctx context.Context, folder string) error {
 	var last error
 	err := wait.PollUntilContextTimeout(ctx, 250*time.Millisecond, manifestsPatience, true, func(ctx context.Context) (bool, error) {
 		last = t.kubectl(ctx, "apply", "--server-side", "-k", folder)
-		if last != nil && !strings.Contains(last.Error(), "no matches for kind") {
+		if last != nil && !strings.Contains(last.Error(), "no matches for kind") && !strings.Contains(last.Error(), "There can be a delay") {
 			return false, last
 		}
 		return last == nil, nil

@@ -33,7 +33,7 @@ func Headers(to, from http.Header) {
 
 const (
 	// idleSize is what a stream holds while nothing happens on it.
-	idleSize = 2 << 10
+	idleSize = 512
 	bulkSize = 64 << 10
 )
 
@@ -44,51 +44,75 @@ var bulk = sync.Pool{New: func() any { return new([bulkSize]byte) }}
 // not nil, sees each piece before it is written, and an error of tap ends the
 // copy before the piece goes out. The count is of bytes written.
 func Body(to http.ResponseWriter, from io.Reader, live bool, tap func([]byte) error) (int64, error) {
-	if live {
-		return liveBody(to, from, tap)
+	c := copier{to: to, from: from, tap: tap}
+	if !live {
+		for {
+			if _, err := c.burst(); err != nil {
+				return c.ended(err)
+			}
+		}
 	}
-	buffer := bulk.Get().(*[bulkSize]byte)
-	defer bulk.Put(buffer)
-	return copyWith(to, from, buffer[:], nil, tap)
-}
-
-// liveBody reads with a small buffer, so that a thousand idle watches are cheap.
-// What a busy stream loses in larger system calls it has in HTTP/2 framing anyway.
-func liveBody(to http.ResponseWriter, from io.Reader, tap func([]byte) error) (int64, error) {
-	control := http.NewResponseController(to)
-	if err := control.Flush(); err != nil {
+	c.flush = http.NewResponseController(to).Flush
+	if err := c.flush(); err != nil {
 		return 0, err
 	}
-	return copyWith(to, from, make([]byte, idleSize), control.Flush, tap)
-}
-
-func copyWith(to io.Writer, from io.Reader, buffer []byte, flush func() error, tap func([]byte) error) (int64, error) {
-	var total int64
+	// It waits with a small buffer, so that a thousand idle watches are cheap, and
+	// borrows a large one for what comes at once.
+	idle := make([]byte, idleSize)
 	for {
-		n, readErr := from.Read(buffer)
-		if n > 0 {
-			piece := buffer[:n]
-			if tap != nil {
-				if err := tap(piece); err != nil {
-					return total, err
-				}
-			}
-			written, err := to.Write(piece)
-			total += int64(written)
-			if err != nil {
-				return total, err
-			}
-			if flush != nil {
-				if err := flush(); err != nil {
-					return total, err
-				}
-			}
+		n, err := c.piece(idle)
+		for full := n == len(idle); full && err == nil; full = n == bulkSize {
+			n, err = c.burst()
 		}
-		if readErr == io.EOF {
-			return total, nil
-		}
-		if readErr != nil {
-			return total, readErr
+		if err != nil {
+			return c.ended(err)
 		}
 	}
+}
+
+// copier moves the pieces of one body.
+type copier struct {
+	to    io.Writer
+	from  io.Reader
+	tap   func([]byte) error
+	flush func() error // nil: not after each piece
+	total int64
+}
+
+// burst moves what can be read with a borrowed buffer.
+func (c *copier) burst() (int, error) {
+	buffer := bulk.Get().(*[bulkSize]byte)
+	defer bulk.Put(buffer)
+	return c.piece(buffer[:])
+}
+
+// piece moves what one read returns, and reports how much that was. io.EOF is
+// the end of the body.
+func (c *copier) piece(buffer []byte) (int, error) {
+	n, err := c.from.Read(buffer)
+	if n == 0 {
+		return 0, err
+	}
+	if c.tap != nil {
+		if err := c.tap(buffer[:n]); err != nil {
+			return n, err
+		}
+	}
+	written, writeErr := c.to.Write(buffer[:n])
+	c.total += int64(written)
+	if writeErr == nil && c.flush != nil {
+		writeErr = c.flush()
+	}
+	if writeErr != nil {
+		return n, writeErr
+	}
+	return n, err
+}
+
+// ended is what Body returns.
+func (c *copier) ended(err error) (int64, error) {
+	if err == io.EOF {
+		return c.total, nil
+	}
+	return c.total, err
 }
