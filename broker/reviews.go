@@ -82,8 +82,12 @@ func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview)
 		return
 	}
 	if d.Verdict == authz.NeedsApproval {
+		which := "every such call"
+		if len(d.Conditional) > 0 { // what the call would be about is not known
+			which = "a call that meets the condition"
+		}
 		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: fmt.Sprintf(
-			"allowed by %s once people agree: every such call needs %s (gate %s)", basis(&d), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)}
+			"allowed by %s once people agree: "+which+" needs %s (gate %s)", basis(&d), approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name)}
 		return
 	}
 	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, &question).Error()}

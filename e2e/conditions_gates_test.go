@@ -54,8 +54,8 @@ func TestConditionsOfGates(t *testing.T) {
 	}
 	target := "/apis/apps/v1/namespaces/conditions/deployments/web"
 	merge := map[string]string{"Content-Type": "application/merge-patch+json"}
-	if missing := a.do(t, "PATCH", "/apis/apps/v1/namespaces/conditions/deployments/none", merge, `{"spec":{"replicas":2}}`); missing.reason() != "ApprovalRequired" {
-		t.Errorf("what cannot be looked at: got %d %s", missing.code, missing.body)
+	if missing := a.do(t, "PATCH", "/apis/apps/v1/namespaces/conditions/deployments/none", merge, `{"spec":{"replicas":2}}`); missing.reason() != "UpstreamDenied" {
+		t.Errorf("nobody is asked about what is not there: got %d %s", missing.code, missing.body)
 	}
 	sent := a.do(t, "PATCH", target, merge, `{"spec":{"replicas":7}}`)
 	if sent.code != 200 {
