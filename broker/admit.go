@@ -127,14 +127,17 @@ func (x *exchange) decide() *refusal {
 		Pinned: x.r.Header.Get(headerGrant),
 	}
 	x.decision = authz.Decide(x.question)
-	x.settle()
 	if x.decision.Verdict == authz.Deny {
 		return undecided(&x.decision, &x.question)
 	}
 	if r := x.knownToCluster(); r != nil {
 		return r
 	}
-	return x.staysMasked()
+	if r := x.staysMasked(); r != nil {
+		return r
+	}
+	x.settle()
+	return nil
 }
 
 // headerGrant carries the name of the grant a sidecar is pinned to. An agent

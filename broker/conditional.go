@@ -92,15 +92,11 @@ func (x *exchange) liveObject() (map[string]any, bool) {
 	if x.request.Call.Name == "" {
 		return nil, false
 	}
-	seen, refused := x.look(x.request.Path(), nil, typeJSON)
-	if refused != nil || seen.status != http.StatusOK {
-		return nil, false
-	}
-	return decodeObject(seen.body)
+	return decodeObject(x.look(x.request.Path(), nil, typeJSON))
 }
 
-// objectAfter makes the very call, with nothing persisted, and returns the object
-// it is answered with. Calls that open streams have no dry run.
+// objectAfter is the object as a dry run of this very call leaves it. Calls that
+// open streams have no dry run.
 func (x *exchange) objectAfter() (map[string]any, bool) {
 	if x.request.Body == nil {
 		return nil, false
@@ -109,16 +105,15 @@ func (x *exchange) objectAfter() (map[string]any, bool) {
 	if err != nil {
 		return nil, false
 	}
-	seen, refused := x.preview(dry, http.Header{"Accept": {typeJSON}})
+	return decodeObject(x.preview(dry, http.Header{"Accept": {typeJSON}}))
+}
+
+// decodeObject reads what a preview saw; whole numbers stay whole.
+func decodeObject(seen *sight, refused *refusal) (map[string]any, bool) {
 	if refused != nil || seen.status != http.StatusOK && seen.status != http.StatusCreated {
 		return nil, false
 	}
-	return decodeObject(seen.body)
-}
-
-// decodeObject reads an object of the cluster; whole numbers stay whole.
-func decodeObject(body []byte) (map[string]any, bool) {
 	var object map[string]any
-	err := kjson.UnmarshalCaseSensitivePreserveInts(body, &object)
+	err := kjson.UnmarshalCaseSensitivePreserveInts(seen.body, &object)
 	return object, err == nil && object != nil
 }

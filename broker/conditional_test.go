@@ -90,10 +90,11 @@ func TestConditionalGates(t *testing.T) {
 	}
 }
 
-// TestConditionalWatch: a watch that a condition lets pass stays open.
+// TestConditionalWatch: a watch that a condition lets pass stays open, also after
+// its query is not kept any more.
 func TestConditionalWatch(t *testing.T) {
 	r := newRig(t)
-	compiled, err := condition.Compile("request.namespace == 'bank'")
+	compiled, err := condition.Compile("request.namespace == 'bank' || request.query.watch != 'true'")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,10 +120,10 @@ func (x *exchange) describeDecision(e *recorder.Event) {
 const (
 	annotationDryRun = "taskgate.dev/dry-run"
 	annotationGate   = "taskgate.dev/gate"
+	annotationValues = "taskgate.dev/values" // Redacted: the answer was masked
 	// annotationDeciders are the people whose Decisions let a gated call through, or
 	// the one who said no.
 	annotationDeciders = "taskgate.dev/deciders"
-	annotationValues   = "taskgate.dev/values" // Redacted: the answer was masked
 )
 
 // withPrincipal notes who the call is in the cluster. A call the broker makes as

@@ -107,7 +107,7 @@ func (x *exchange) preview(parsed *request.Request, header http.Header) (*sight,
 	admitted := x.decision // but to look; the call itself may have to wait
 	admitted.Verdict, admitted.Reason, admitted.Cause, admitted.Gate = authz.Allow, "", "", nil
 	look := &exchange{b: x.b, conn: x.conn, r: x.r, started: x.b.now(), auditID: uuid.NewString(), request: parsed, decision: admitted}
-	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID, verbatim: true}
+	a := &admission{request: parsed, principal: principalOf(x.conn.agent, x.decision.Grant), auditID: look.auditID, verbatim: true} // for the broker alone
 	if !a.principal.valid() {
 		return nil, x.invariant("a preview without a principal")
 	}

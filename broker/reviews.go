@@ -82,12 +82,12 @@ func (x *exchange) accessReview(review *authorizationv1.SelfSubjectAccessReview)
 		return
 	}
 	if d.Verdict == authz.NeedsApproval {
-		which := "every such call needs"
-		if len(d.Conditional) > 0 { // a review is about no object
-			which = "such a call may need"
+		which := "every such call"
+		if len(d.Conditional) > 0 { // what the call would be about is not known
+			which = "a call that meets the condition"
 		}
 		review.Status = authorizationv1.SubjectAccessReviewStatus{Allowed: true, Reason: fmt.Sprintf(
-			"allowed by %s once people agree: %s %s (gate %s)%s", basis(&d), which, approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name, shown)}
+			"allowed by %s once people agree: %s needs %s (gate %s)%s", basis(&d), which, approvalsNeeded(d.Gate.Approvers, d.Gate.Groups), d.Gate.Name, shown)}
 		return
 	}
 	review.Status = authorizationv1.SubjectAccessReviewStatus{Denied: true, Reason: undecided(&d, &question).Error()}
