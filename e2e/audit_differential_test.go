@@ -125,8 +125,8 @@ func (rig *auditRig) compare(t *testing.T, all []answered) {
 			}
 			continue
 		}
-		if selfReview(a.target) {
-			continue
+		if selfReview(a.target) || strings.HasPrefix(a.target, "/apis/taskgate.dev/") {
+			continue // the broker answers these, the latter with calls of its own
 		}
 		if err := rig.sameCall(records[id][0], upstream[id]); err != nil {
 			complain("%s %s (%s %.200s), audit ID %s: %v", a.method, a.target, a.mediaType, a.body, id, err)

@@ -61,8 +61,7 @@ func newCLIRig(t testing.TB) *cliRig {
 	return cliShared.rig
 }
 
-// cliRights are what approvers and operators need, and what the broker's account
-// needs to make Approvals.
+// cliRights are what approvers and operators need.
 const cliRights = `apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: cli-approver}
@@ -89,17 +88,6 @@ kind: ClusterRoleBinding
 metadata: {name: cli-operator}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cli-operator}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: cli-operators}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: cli-broker}
-rules: [{apiGroups: [taskgate.dev], resources: [approvals, approvals/status], verbs: [create, update, delete]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: cli-broker}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cli-broker}
-subjects: [{kind: ServiceAccount, name: taskgate-broker, namespace: taskgate-system}]
 `
 
 // person is somebody with a kubeconfig of their own.

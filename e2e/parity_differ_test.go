@@ -30,7 +30,6 @@ func TestParityEndsHere(t *testing.T) {
 		{`kubectl auth whoami`, 0, "Username testbed-admin", "Username spiffe://example.org/ns/agents/sa/parity"},
 		{`kubectl auth whoami -o json`, 0, `"kind": "SelfSubjectReview"`, `"task parity"`},
 		{`kubectl auth can-i create serviceaccounts --subresource=token`, 0, "yes", "no - "},
-		{`kubectl get taskgrants`, 0, "parity", "OwnObjects"},
 	}
 	pair := sides(t, "differ")
 	for _, d := range differences {

@@ -23,9 +23,10 @@ var titles = []string{
 	"2. Inside the task, plain kubectl works",
 	"3. Outside the task, alpha is refused and told why",
 	"4. Another agent has no part in it",
-	"5. The task ends, and the access with it",
-	"6. The record is out of reach",
-	"7. The record is whole, and a stranger can prove it",
+	"5. A risky call waits for a person, who says yes to exactly that",
+	"6. The task ends, and the access with it",
+	"7. The record is out of reach",
+	"8. The record is whole, and a stranger can prove it",
 	"What you have seen",
 }
 

@@ -126,6 +126,12 @@ func (p *Process) Launch() error {
 	if p.Alive() {
 		return nil
 	}
+	p.mu.Lock()
+	reaped := p.reaped
+	p.mu.Unlock()
+	if reaped != nil {
+		<-reaped // its first thread may be gone while others still hold its files and locks
+	}
 	return p.launch()
 }
 
