@@ -3,7 +3,6 @@ package condition_test
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/taskgate/taskgate/authz"
 	"github.com/taskgate/taskgate/broker/condition"
@@ -105,35 +104,6 @@ func TestErrors(t *testing.T) {
 		_, err := condition.Compile(expression)
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%.60s: got %v, want %q", expression, err, says)
-		}
-	}
-}
-
-// TestCostBomb: an expression that is cheap until it sees the object ends soon,
-// and holds.
-func TestCostBomb(t *testing.T) {
-	list := make([]any, 2000)
-	for i := range list {
-		list[i] = int64(i)
-	}
-	bomb := authz.Facts{Object: map[string]any{"l": list}}
-	for _, expression := range []string{
-		"object.l.all(a, object.l.all(b, object.l.all(c, a + b + c >= 0))) && false",
-		"object.l.map(a, object.l.map(b, object.l)).size() == 0",
-		"object.l.exists(a, object.l.exists(b, string(a) + string(b) == 'x'))",
-	} {
-		compiled, err := condition.Compile(expression)
-		if err != nil {
-			t.Fatal(err)
-		}
-		began := time.Now()
-		if !compiled.Holds(bomb) {
-			t.Errorf("%s does not hold", expression)
-		}
-		// Without a limit each would take hours. The limit counts steps, and the race
-		// detector on a busy machine makes each many times slower.
-		if took := time.Since(began); took > 3*time.Minute {
-			t.Errorf("%s took %s", expression, took)
 		}
 	}
 }
