@@ -106,7 +106,9 @@ func (x *exchange) intend(a *admission) *refusal {
 // notSent ends a call whose intent is on record: nothing of it left the broker.
 func (x *exchange) notSent(a *admission, r *refusal) *refusal {
 	x.denied(r)
-	x.decision.Reason, x.decision.Cause = r.reason, r.cause
+	if x.r.Context().Err() == nil { // an agent that has left was refused nothing
+		x.decision.Reason, x.decision.Cause = r.reason, r.cause
+	}
 	x.complete(a, 0, nil, outcomeNotSent)
 	r.concluded = true
 	return r

@@ -56,6 +56,11 @@ func people() step {
 			holds: "the very same command passes",
 		},
 		{
+			who:   alice,
+			types: "kubectl get approval {approval} -o jsonpath='{.status.conditions[?(@.type==\"Consumed\")].status}{\"\\n\"}'",
+			wants: works("True"),
+		},
+		{
 			who:   alpha,
 			types: tidyUp,
 			wants: refused("ApprovalConsumed"),
