@@ -81,7 +81,7 @@ func giveTask() []act {
 			who:   operator,
 			types: "kubectl apply -f policy.yaml -f grant.yaml && kubectl wait --for=condition=Active tg/inc-4711",
 			wants: works("agentpolicy.taskgate.dev/shop", "taskgrant.taskgate.dev/inc-4711 condition met"),
-			shows: only("taskgrant"),
+			shows: only("taskgrant"), patience: patience, // a cluster takes seconds to know new kinds everywhere
 		},
 	}
 }
