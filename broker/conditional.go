@@ -98,7 +98,7 @@ func (x *exchange) liveObject() (map[string]any, bool) {
 // objectAfter is the object as a dry run of this very call leaves it. Calls that
 // open streams have no dry run.
 func (x *exchange) objectAfter() (map[string]any, bool) {
-	if x.request.Body == nil {
+	if x.request.Body == nil || !keepsDryRuns(x.request.Call.Group) {
 		return nil, false
 	}
 	dry, err := x.request.AsDryRun()

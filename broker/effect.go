@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
 	"github.com/taskgate/taskgate/authz"
@@ -59,6 +60,9 @@ func (x *exchange) effect() (*effect, *refusal) {
 // dryRun returns the object as the call would leave it, or a note why that is not
 // known.
 func (x *exchange) dryRun() (after map[string]any, note string, _ *refusal) {
+	if !keepsDryRuns(x.request.Call.Group) {
+		return nil, "There is no dry run of this call: whoever serves the group " + x.request.Call.Group + " may not know dry runs, and would carry it out.", nil
+	}
 	dry, err := x.request.AsDryRun()
 	if err != nil {
 		return nil, "", x.invariant("a body that was decoded cannot be encoded")
@@ -89,6 +93,14 @@ func (x *exchange) dryRun() (after map[string]any, note string, _ *refusal) {
 		return nil, "", x.denied(clusterRefused(seen))
 	}
 	return nil, "", x.unbindable()
+}
+
+// keepsDryRuns reports whether the API server itself serves a group, so that a dry
+// run changes nothing. A server behind an APIService may ignore dryRun and carry
+// the call out before anybody has agreed; a group that is not known may be such a
+// one.
+func keepsDryRuns(group string) bool {
+	return group == "apiextensions.k8s.io" || scheme.Scheme.IsGroupRegistered(group)
 }
 
 // present returns what the call would change, as it is; nil if there is nothing.

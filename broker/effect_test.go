@@ -164,3 +164,12 @@ func TestTargetUnseen(t *testing.T) {
 		})
 	}
 }
+
+// TestKeepsDryRuns: nothing is tried out at a server that may do it for real.
+func TestKeepsDryRuns(t *testing.T) {
+	for group, want := range map[string]bool{"": true, "apps": true, "apiextensions.k8s.io": true, "metrics.k8s.io": false, "example.org": false, "*": false} {
+		if got := keepsDryRuns(group); got != want {
+			t.Errorf("%q: %t", group, got)
+		}
+	}
+}
