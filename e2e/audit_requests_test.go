@@ -110,6 +110,9 @@ func (r *requests) next() call {
 	switch method {
 	case "POST", "PUT":
 		q.mediaType, q.body = r.object(s, namespace, name)
+		if s.String() == "v1 configmaps" && r.IntN(8) == 0 {
+			q.mediaType, q.body = "application/vnd.kubernetes.protobuf", protobufOf(name, namespace)
+		}
 	case "PATCH":
 		q.mediaType, q.body = r.patch(s, namespace, name)
 		if q.mediaType == "application/apply-patch+yaml" {
@@ -182,9 +185,6 @@ func (r *requests) object(s served, namespace, name string) (mediaType, body str
 	}
 	if s.Version != "" {
 		groupVersion.Version = s.Version
-	}
-	if s.subresource == "" && r.IntN(8) == 0 && groupVersion.Group == "" && s.resource == "configmaps" {
-		return "application/vnd.kubernetes.protobuf", protobufOf(name, namespace)
 	}
 	metadata := map[string]any{}
 	if name == "" {
