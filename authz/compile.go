@@ -123,12 +123,11 @@ func waivedByAll(policies map[string]*policyRow, gate string) bool {
 
 func hold(row *grantRow, policies map[string]*policyRow, siblings []*Grant) heldGrant {
 	held := heldGrant{Grant: row.Grant, rules: row.rules, end: row.End()}
-	var policy *Policy
 	if match := policies[row.Policy]; match != nil {
-		policy, held.budget = match.Policy, match.Budget
+		held.policy = match.Policy
 	}
-	held.standing = judge(row.Grant, policy)
-	if held.standing == active && policy.Limits.Exceeded(row.Grant, siblings) != "" {
+	held.standing = judge(row.Grant, held.policy)
+	if held.standing == active && held.policy.Limits.Exceeded(row.Grant, siblings) != "" {
 		held.standing = refused
 	}
 	return held

@@ -384,6 +384,16 @@ func TestStrictestGateWins(t *testing.T) {
 	check("a gate of the policy that grants nothing", "wait ApprovalRequired prod-exec", exec)
 	first.Waive = nil
 	check("the one that asks for more people", "wait ApprovalRequired prod-exec", exec)
+	anybody, experts := gate("anybody", 2, "pods/exec"), gate("experts", 2, "pods/exec")
+	experts.Groups = []string{"sre"}
+	second.Gates = []authz.Gate{experts, anybody}
+	check("as many people, of whom one gate says who", "wait ApprovalRequired experts", exec)
+	anybody.When, anybody.Condition = "…", condition{holds: true}
+	second.Gates = []authz.Gate{anybody, experts}
+	check("… even if the other has a condition", "wait ApprovalRequired experts", exec)
+	experts.When, experts.Condition = "…", condition{holds: true}
+	second.Gates = []authz.Gate{anybody, experts}
+	check("… or both have", "wait ApprovalRequired experts", exec)
 	second.Gates = []authz.Gate{{Name: "all-of-it", Approvers: 1}}
 	check("a gate without lists holds for everything", "wait ApprovalRequired all-of-it", call("get shop:pods web-0"))
 	second.Gates = []authz.Gate{{Name: "one", Approvers: 1, ResourceNames: []string{"web"}}}

@@ -57,8 +57,9 @@ type Decision struct {
 	Grant *Grant
 	// Rule is the rule of the grant that covers the call, nil if none does.
 	Rule *Rule
-	// Budget is what the charged grant may use up; meaningful with Allow.
-	Budget Budget
+	// Policy is the one the charged grant is under, with its budgets; nil without a
+	// grant.
+	Policy *Policy
 	// Gate is the gate the call waits at, nil if there is none.
 	Gate *Gate
 	// Conditional are gates of which it is not known yet whether they hold, the

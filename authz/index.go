@@ -22,15 +22,16 @@ type Policy struct {
 	MaxTTL time.Duration
 	// Limits are about the number of grants.
 	Limits Limits
-	// Budget is what one grant may use up; nil fields do not limit.
-	Budget Budget
+	// Budget is what one grant may use up, and PerDay what one agent may under the
+	// policy in a day (UTC); nil fields do not limit.
+	Budget, PerDay Budget
 	// Invalid says why the policy cannot be understood; then it grants nothing,
 	// and its gates and its suspension still hold.
 	Invalid string
 }
 
 // Budget is an amount of use. Who counts is not the business of this package; a
-// decision only says which budget its grant is under.
+// decision only says which policy its grant is under.
 type Budget struct {
 	Requests, Mutations, Streams, BytesOut *int64
 }

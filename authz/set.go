@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -25,7 +26,7 @@ type heldGrant struct {
 	standing standing
 	rules    []matcher
 	end      time.Time
-	budget   Budget
+	policy   *Policy // nil if there is none; then the grant is worth nothing
 }
 
 // standing is what a grant is worth, but for time. The zero value is worth
@@ -148,7 +149,7 @@ func (q *Question) cover(d *Decision) {
 		if now == active {
 			d.Covering++
 			if d.Covering == 1 {
-				d.Grant, d.Rule, d.Budget, best = g.Grant, rule, g.budget, active
+				d.Grant, d.Rule, d.Policy, best = g.Grant, rule, g.policy, active
 			}
 			continue
 		}
@@ -232,8 +233,7 @@ func (s *Set) gated(c *Call, d *Decision) {
 }
 
 // certain returns the strictest gate that is before the call in any case: the one
-// that asks for most people, a policy's own before a built-in one where they ask
-// for as many.
+// that asks for most people, and of those one that says of which groups.
 func (s *Set) certain(c *Call, rule *Rule) *Gate {
 	var strictest *Gate
 	builtins := s.builtins
@@ -247,7 +247,7 @@ func (s *Set) certain(c *Call, rule *Rule) *Gate {
 		}
 	}
 	for i := range s.gates {
-		if g := &s.gates[i]; g.Condition == nil && g.match(c) && (strictest == nil || g.Approvers >= strictest.Approvers) {
+		if g := &s.gates[i]; g.Condition == nil && g.match(c) && g.outdoes(strictest) {
 			strictest = g.Gate
 		}
 	}
@@ -259,10 +259,12 @@ func (s *Set) certain(c *Call, rule *Rule) *Gate {
 func (s *Set) conditional(c *Call, certain *Gate) []*Gate {
 	var gates []*Gate
 	for i := range s.gates {
-		if g := &s.gates[i]; g.Condition != nil && g.match(c) && (certain == nil || g.Approvers >= certain.Approvers) {
+		if g := &s.gates[i]; g.Condition != nil && g.match(c) && g.outdoes(certain) {
 			gates = append(gates, g.Gate)
 		}
 	}
-	slices.SortStableFunc(gates, func(a, b *Gate) int { return b.Approvers - a.Approvers })
+	slices.SortStableFunc(gates, func(a, b *Gate) int {
+		return cmp.Or(b.Approvers-a.Approvers, min(len(b.Groups), 1)-min(len(a.Groups), 1))
+	})
 	return gates
 }

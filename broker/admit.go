@@ -190,20 +190,30 @@ func (x *exchange) charge(a *admission) *refusal {
 	if d.Grant == nil {
 		return nil
 	}
-	meter, err := x.b.charge(x.r.Context(), d.Grant, d.Budget, control.Use{
+	meter, err := x.b.charge(x.r.Context(), d.Grant, d.Policy, control.Use{
 		Mutation: x.request.Call.Verb.Mutates() && !x.request.DryRun,
 	})
 	if err != nil {
-		var spent *control.SpentError
-		if !errors.As(err, &spent) {
-			x.b.log.Warn().Err(err).Str("grant", d.Grant.Name).Msg("cannot reserve a budget")
-			return unavailable(authz.NotReady, "BudgetNotReserved", "the budget of the grant %s cannot be reserved at the moment. Next: repeat the same command in a few seconds", d.Grant.Name)
-		}
-		d.Reason, d.Cause = authz.BudgetSpent, spent.Budget
-		return undecided(d, &x.question)
+		return x.spent(err)
 	}
 	a.meter = meter
 	return nil
+}
+
+// spent refuses what a budget does not allow, or may not allow: one that cannot be
+// reserved counts as spent, for the moment.
+func (x *exchange) spent(err error) *refusal {
+	d := &x.decision
+	var spent *control.SpentError
+	if !errors.As(err, &spent) {
+		x.b.log.Warn().Err(err).Str("grant", d.Grant.Name).Msg("cannot reserve a budget")
+		return unavailable(authz.NotReady, "BudgetNotReserved", "the budget of the grant %s cannot be reserved at the moment. Next: repeat the same command in a few seconds", d.Grant.Name)
+	}
+	d.Reason, d.Cause = authz.BudgetSpent, spent.Budget
+	if spent.Today {
+		d.Cause = causePerDay + spent.Budget
+	}
+	return undecided(d, &x.question)
 }
 
 // invariant reports a state that must not exist: loudly to the operators, without

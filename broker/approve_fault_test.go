@@ -211,7 +211,7 @@ func TestApprovalBudget(t *testing.T) {
 	r.deletes("ApprovalRequired")
 	r.approve()
 	charge := r.boundary.charge
-	r.boundary.charge = func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error) {
+	r.boundary.charge = func(context.Context, *authz.Grant, *authz.Policy, control.Use) (*control.Meter, error) {
 		return nil, &control.SpentError{Budget: "mutations"}
 	}
 	r.deletes("BudgetSpent/mutations")

@@ -35,7 +35,7 @@ type boundary struct {
 	now      func() time.Time
 
 	// charge takes a call out of the budget of its grant (control.Controller).
-	charge func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error)
+	charge func(context.Context, *authz.Grant, *authz.Policy, control.Use) (*control.Meter, error)
 	// kindOf looks a resource up in what the cluster serves (catalog).
 	kindOf func(group, resource, subresource string) (kindInfo, bool)
 	// ready says why calls cannot be served at all, nil if they can.

@@ -462,7 +462,7 @@ func TestSecretsStayOut(t *testing.T) {
 // TestBudget: what is spent is refused, and an answer ends where the bytes do.
 func TestBudget(t *testing.T) {
 	spent := newRig(t, func(b *boundary) {
-		b.charge = func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error) {
+		b.charge = func(context.Context, *authz.Grant, *authz.Policy, control.Use) (*control.Meter, error) {
 			return nil, &control.SpentError{Budget: "requests"}
 		}
 	})

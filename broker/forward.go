@@ -217,9 +217,10 @@ func (x *exchange) relay(g *going) {
 
 // account counts a piece before the agent gets it, or says why it may not.
 func (x *exchange) account(meter *control.Meter, tally *tally, piece []byte) error {
-	if meter != nil && !meter.Out(len(piece), x.decision.Budget) {
-		return refuse(authz.BudgetSpent, "bytesOut", http.StatusForbidden,
-			"the grant %s may not read any more. Next: ask an operator for a new TaskGrant", x.decision.Grant.Name)
+	if meter != nil {
+		if err := meter.Out(len(piece), x.decision.Policy); err != nil {
+			return x.spent(err)
+		}
 	}
 	tally.add(piece)
 	return nil

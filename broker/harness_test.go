@@ -129,7 +129,7 @@ func newRig(t testing.TB, changes ...func(*boundary)) *rig {
 		identity: own, index: index, never: authz.Boundary{Namespaces: []string{"taskgate-system"}}, recorder: r.records, upstream: upstream, tasks: ownObjects,
 		parser: request.NewParser(), live: newLiveCalls(), metrics: newMetrics(), log: log,
 		now: func() time.Time { return time.Now().Add(time.Duration(r.shift.Load())) },
-		charge: func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error) {
+		charge: func(context.Context, *authz.Grant, *authz.Policy, control.Use) (*control.Meter, error) {
 			return new(control.Meter), nil
 		},
 		kindOf: kinds, ready: func() error { return nil },

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,11 +68,7 @@ func undecided(d *authz.Decision, q *authz.Question) *refusal {
 	case authz.GrantRevoked:
 		r.text = fmt.Sprintf("the grant %s allowed you to %s, and %s. Next: stop, and tell whoever gave you the task. Retrying changes nothing", name, does(c), ending(d.Grant))
 	case authz.BudgetSpent:
-		which := ""
-		if d.Cause != "" {
-			which = " (" + d.Cause + ")"
-		}
-		r.text = fmt.Sprintf("the budget of the grant %s is spent%s. %s", name, which, nextAsk(q))
+		r.text = budgetSpent(d, q)
 	case authz.OutsideGrant:
 		r.text = fmt.Sprintf("your grants do not allow you to %s. %s", does(c), nextAsk(q))
 	case authz.ApprovalRequired:
@@ -86,6 +83,20 @@ func undecided(d *authz.Decision, q *authz.Question) *refusal {
 		r.text = "the call is not allowed"
 	}
 	return r
+}
+
+// causePerDay begins the cause of a refusal for what an agent may use in a day.
+const causePerDay = "perDay."
+
+func budgetSpent(d *authz.Decision, q *authz.Question) string {
+	which := ""
+	if d.Cause != "" {
+		which = " (" + d.Cause + ")"
+	}
+	if strings.HasPrefix(d.Cause, causePerDay) {
+		return fmt.Sprintf("what you may use in a day under the AgentPolicy %s is spent%s; another grant does not help. Next: repeat the same command after 00:00 UTC. Retrying before that changes nothing", d.Grant.Policy, which)
+	}
+	return fmt.Sprintf("the budget of the grant %s is spent%s. %s", d.Grant.Name, which, nextAsk(q))
 }
 
 // ending says how a grant was taken away.
@@ -300,7 +311,7 @@ func (x *exchange) warn(header http.Header, meter *control.Meter) {
 	if meter == nil {
 		return
 	}
-	if names := meter.NearlySpent(x.decision.Budget); len(names) > 0 {
+	if names := meter.NearlySpent(x.decision.Policy); len(names) > 0 {
 		addWarning(header, fmt.Sprintf("the budget of the grant %s is nearly spent (%s)", g.Name, joinNames(names)))
 	}
 }

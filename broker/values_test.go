@@ -310,7 +310,7 @@ func readAll(from *bufio.Reader) string {
 // TestMaskedBudget: what counts is what the agent gets, and it is not told more.
 func TestMaskedBudget(t *testing.T) {
 	r := newRig(t, func(b *boundary) {
-		b.charge = func(context.Context, *authz.Grant, authz.Budget, control.Use) (*control.Meter, error) {
+		b.charge = func(context.Context, *authz.Grant, *authz.Policy, control.Use) (*control.Meter, error) {
 			return new(control.Meter), nil
 		}
 	})

@@ -204,10 +204,24 @@ type AgentPolicyStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// days is what agents used of spec.perDay, today and the day before.
+	// +optional
+	// +listType=map
+	// +listMapKey=agent
+	// +listMapKey=day
+	Days []DayUsage `json:"days,omitempty"`
 	// heartbeats of the brokers, by name; used only in the object
 	// taskgate-heartbeat.
 	// +optional
 	Heartbeats map[string]string `json:"heartbeats,omitempty"`
+}
+
+// DayUsage is what one agent used on one day.
+type DayUsage struct {
+	Agent string `json:"agent"`
+	// day is a UTC date such as 2026-11-23.
+	Day   string `json:"day"`
+	Usage `json:",inline"`
 }
 
 // AgentPolicyList is a list of AgentPolicies.

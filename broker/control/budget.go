@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,68 +14,110 @@ import (
 	"github.com/taskgate/taskgate/authz"
 )
 
-// SpentError says which budget of the grant is used up. Any other error means
-// that it is not known, and the call must be refused all the same.
-type SpentError struct{ Budget string }
+// SpentError says which budget is used up. Any other error means that it is not
+// known, and the call must be refused all the same.
+type SpentError struct {
+	Budget string
+	// Today is set if it is what the agent may use up in one day under the policy of
+	// the grant, and not the grant's own.
+	Today bool
+}
 
-func (e *SpentError) Error() string { return "the budget is spent: " + e.Budget }
+func (e *SpentError) Error() string {
+	if e.Today {
+		return "the budget of today is spent: " + e.Budget
+	}
+	return "the budget is spent: " + e.Budget
+}
 
-// Use is what a call takes out of the budget of its grant.
+// Use is what a call takes out of a budget.
 type Use struct {
 	Mutation bool // changes the cluster; dry runs do not
 	Stream   bool
 }
 
-// budgets holds the meters of all grants that were charged here.
+// budgets holds the accounts of all grants, and of all days of agents, that were
+// charged here.
 type budgets struct {
 	controller *Controller
 	mu         sync.Mutex
 	meters     map[string]*Meter // by UID of the grant
+	days       map[day]*account
 }
+
+// day is a UTC day of an agent under a policy.
+type day struct{ policyName, policyUID, agent, date string }
+
+func dateOf(t time.Time) string { return t.UTC().Format(time.DateOnly) }
 
 // Meter counts what one grant uses at this replica. Safe for concurrent use.
 type Meter struct {
-	name, uid string
-	requests  atomic.Int64
-	bytesOut  atomic.Int64
-	spent     atomic.Bool // nothing is left to reserve
-
-	mu        sync.Mutex // held while a share is reserved, so that one call does it
-	mutations int64      // reserved and not spent yet
-	streams   int64
-	reserved  map[string]int64 // what the grant's status said was used, by budget, when last reserved
+	budgets *budgets
+	name    string // of the grant
+	agent   string
+	grant   account
 }
 
-// Charge takes a call out of the budget of the grant that is charged, or returns
-// *SpentError. Mutations and streams come out of a share that was reserved in the
-// grant's status before; the meter counts the bytes that follow.
-func (c *Controller) Charge(ctx context.Context, grant *authz.Grant, budget authz.Budget, use Use) (*Meter, error) {
+// Charge takes a call out of the budget of the grant that is charged, and out of
+// what its agent may use up in a day under the policy, or returns *SpentError.
+// Mutations and streams come out of a share that was reserved in the status of the
+// grant, or of the policy, before; the meter counts the bytes that follow.
+func (c *Controller) Charge(ctx context.Context, grant *authz.Grant, policy *authz.Policy, use Use) (*Meter, error) {
 	m := c.budgets.meter(grant)
-	if limit := budget.BytesOut; limit != nil && m.bytesOut.Load() >= *limit {
-		return nil, &SpentError{"bytesOut"}
-	}
-	if requests := m.requests.Add(1); budget.Requests != nil && requests > *budget.Requests {
-		return nil, &SpentError{"requests"}
-	}
-	if use.Mutation && budget.Mutations != nil {
-		if err := c.spend(ctx, m, &m.mutations, *budget.Mutations, "mutations", mutationsOf); err != nil {
-			return nil, err
+	if err := m.grant.take(ctx, policy.Budget, use); err != nil {
+		var spent *SpentError
+		if errors.As(err, &spent) && m.grant.ends(spent.Budget) {
+			// Other replicas may have a share left; then it ends the grant.
+			c.queue.AddAfter(item{grants, m.name}, shareGrace)
 		}
+		return nil, err
 	}
-	if use.Stream && budget.Streams != nil {
-		return m, c.spend(ctx, m, &m.streams, *budget.Streams, "streams", streamsOf)
+	today := m.today(policy)
+	if today == nil {
+		return m, nil
+	}
+	if err := today.take(ctx, policy.PerDay, use); err != nil {
+		m.grant.putBack(policy.Budget, use)
+		var spent *SpentError
+		if errors.As(err, &spent) {
+			return nil, &SpentError{Budget: spent.Budget, Today: true}
+		}
+		return nil, err
 	}
 	return m, nil
 }
 
-// Out counts bytes of an answer and reports whether there is room for them.
-func (m *Meter) Out(n int, budget authz.Budget) bool {
-	total := m.bytesOut.Add(int64(n))
-	return budget.BytesOut == nil || total <= *budget.BytesOut
+// Out counts bytes of an answer, and returns *SpentError if there is no room for
+// them.
+func (m *Meter) Out(n int, policy *authz.Policy) error {
+	if !m.grant.out(n, policy.Budget) {
+		return &SpentError{Budget: bytesOut}
+	}
+	if today := m.today(policy); today != nil && !today.out(n, policy.PerDay) {
+		return &SpentError{Budget: bytesOut, Today: true}
+	}
+	return nil
 }
 
-func mutationsOf(u *v1alpha1.Usage) *int64 { return &u.Mutations }
-func streamsOf(u *v1alpha1.Usage) *int64   { return &u.Streams }
+// NearlySpent names the budgets of which nine tenths are gone, as far as it is
+// known here. It is meant for a warning; Charge decides.
+func (m *Meter) NearlySpent(policy *authz.Policy) []string {
+	names := m.grant.nearlySpent(policy.Budget)
+	if today := m.today(policy); today != nil {
+		for _, name := range today.nearlySpent(policy.PerDay) {
+			names = append(names, name+" of today")
+		}
+	}
+	return names
+}
+
+// today is the account of the day it is, nil if the policy has no budget for it.
+func (m *Meter) today(policy *authz.Policy) *account {
+	if policy.PerDay == (authz.Budget{}) {
+		return nil
+	}
+	return m.budgets.day(day{policy.Name, policy.UID, m.agent, dateOf(m.budgets.controller.config.Now())})
+}
 
 // shareGrace is the time replicas have to spend what they reserved, after one of
 // them found nothing left.
@@ -86,108 +128,7 @@ func (b *budgets) spent(uid string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m := b.meters[uid]
-	return m != nil && m.spent.Load()
-}
-
-// spend takes one out of the share, after having reserved a new one if it was
-// empty.
-func (c *Controller) spend(ctx context.Context, m *Meter, share *int64, limit int64, what string, field func(*v1alpha1.Usage) *int64) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if *share == 0 {
-		reserved, err := c.reserve(ctx, m, limit, what, field)
-		var spent *SpentError
-		if errors.As(err, &spent) && !m.spent.Swap(true) {
-			// Other replicas may have a share left; then it ends the grant.
-			c.queue.AddAfter(item{grants, m.name}, shareGrace)
-		}
-		if err != nil {
-			return err
-		}
-		*share = reserved
-	}
-	*share--
-	return nil
-}
-
-// reserve raises what the grant's status says is used, by compare-and-swap, and
-// returns by how much.
-func (c *Controller) reserve(ctx context.Context, m *Meter, limit int64, what string, field func(*v1alpha1.Usage) *int64) (int64, error) {
-	var reserved int64
-	err := c.changeUsage(ctx, m, func(usage *v1alpha1.Usage) error {
-		left := limit - *field(usage)
-		if left <= 0 {
-			return &SpentError{what}
-		}
-		reserved = shareOf(left)
-		*field(usage) += reserved
-		m.reserved[what] = *field(usage) // spend holds m.mu
-		return nil
-	})
-	return reserved, err
-}
-
-// NearlySpent names the budgets of which nine tenths are gone, as far as it is
-// known here. It is meant for a warning; Charge decides.
-func (m *Meter) NearlySpent(budget authz.Budget) []string {
-	m.mu.Lock()
-	mutations, streams := m.reserved["mutations"]-m.mutations, m.reserved["streams"]-m.streams
-	m.mu.Unlock()
-	var names []string
-	for _, row := range []struct {
-		name  string
-		used  int64
-		limit *int64
-	}{
-		{"requests", m.requests.Load(), budget.Requests}, {"bytesOut", m.bytesOut.Load(), budget.BytesOut},
-		{"mutations", mutations, budget.Mutations}, {"streams", streams, budget.Streams},
-	} {
-		if row.limit != nil && row.used >= *row.limit-*row.limit/10 {
-			names = append(names, row.name)
-		}
-	}
-	return names
-}
-
-// shareOf keeps shares small where little is left, so that other replicas get
-// some of it.
-func shareOf(left int64) int64 { return min(8, max(1, left/4)) }
-
-// reserveTimeout bounds one reservation: calls of the same grant wait for it.
-const reserveTimeout = 5 * time.Second
-
-var errReplaced = errors.New("the grant was replaced by another of its name")
-
-// changeUsage changes status.used of the very grant the meter is for. It tries a
-// few times, as other replicas write the same object.
-func (c *Controller) changeUsage(ctx context.Context, m *Meter, change func(*v1alpha1.Usage) error) error {
-	ctx, cancel := context.WithTimeout(ctx, reserveTimeout)
-	defer cancel()
-	var conflict error
-	for attempt := range 10 {
-		grant, err := c.client.getGrant(ctx, m.name)
-		if err != nil {
-			return fmt.Errorf("reading the grant for its budget: %w", err)
-		}
-		if string(grant.UID) != m.uid {
-			return errReplaced
-		}
-		if grant.Status.Used == nil {
-			grant.Status.Used = &v1alpha1.Usage{}
-		}
-		if err := change(grant.Status.Used); err != nil {
-			return err
-		}
-		if conflict = c.client.updateStatus(ctx, grants, m.name, grant); conflict == nil || !apierrors.IsConflict(conflict) {
-			return conflict
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Duration(attempt) * 5 * time.Millisecond):
-		}
-	}
-	return fmt.Errorf("reserving the budget: %w", conflict)
+	return m != nil && m.grant.spent.Load()
 }
 
 func (b *budgets) meter(grant *authz.Grant) *Meter {
@@ -195,10 +136,32 @@ func (b *budgets) meter(grant *authz.Grant) *Meter {
 	defer b.mu.Unlock()
 	m := b.meters[grant.UID]
 	if m == nil {
-		m = &Meter{name: grant.Name, uid: grant.UID, reserved: map[string]int64{}}
-		b.meters[grant.UID] = m
+		name, uid := grant.Name, grant.UID
+		m = &Meter{budgets: b, name: name, agent: grant.Agent}
+		m.grant.change = func(ctx context.Context, change func(*v1alpha1.Usage) error) error {
+			return b.controller.changeGrant(ctx, name, uid, change)
+		}
+		b.meters[uid] = m
 	}
 	return m
+}
+
+func (b *budgets) day(d day) *account {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.days[d]
+	if a == nil {
+		for old := range b.days {
+			if old.date < d.date {
+				delete(b.days, old) // what was reserved of it is of no use to anybody
+			}
+		}
+		a = &account{change: func(ctx context.Context, change func(*v1alpha1.Usage) error) error {
+			return b.controller.changeDay(ctx, d, change)
+		}}
+		b.days[d] = a
+	}
+	return a
 }
 
 func (b *budgets) forget(uid string) {
@@ -215,21 +178,88 @@ func (b *budgets) giveBack(ctx context.Context) error {
 	defer b.mu.Unlock()
 	var errs []error
 	for _, m := range b.meters {
-		m.mu.Lock()
-		mutations, streams := m.mutations, m.streams
-		m.mutations, m.streams = 0, 0
-		m.mu.Unlock()
-		if mutations+streams == 0 {
-			continue
-		}
-		err := b.controller.changeUsage(ctx, m, func(usage *v1alpha1.Usage) error {
-			usage.Mutations -= mutations
-			usage.Streams -= streams
-			return nil
-		})
-		if err != nil && !apierrors.IsNotFound(err) && !errors.Is(err, errReplaced) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, m.grant.giveBack(ctx))
+	}
+	for _, a := range b.days {
+		errs = append(errs, a.giveBack(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// reserveTimeout bounds one reservation: calls that need it wait for it.
+const reserveTimeout = 5 * time.Second
+
+var errReplaced = errors.New("the object was replaced by another of its name")
+
+// changeGrant changes what the status of the very grant with that UID says was
+// used.
+func (c *Controller) changeGrant(ctx context.Context, name, uid string, change func(*v1alpha1.Usage) error) error {
+	return swap(ctx, func(ctx context.Context) error {
+		grant, err := c.client.getGrant(ctx, name)
+		if err != nil {
+			return fmt.Errorf("reading the grant for its budget: %w", err)
+		}
+		if string(grant.UID) != uid {
+			return errReplaced
+		}
+		if grant.Status.Used == nil {
+			grant.Status.Used = &v1alpha1.Usage{}
+		}
+		if err := change(grant.Status.Used); err != nil {
+			return err
+		}
+		return c.client.updateStatus(ctx, grants, name, grant)
+	})
+}
+
+// changeDay changes what the status of a policy says its agent used on a day.
+func (c *Controller) changeDay(ctx context.Context, d day, change func(*v1alpha1.Usage) error) error {
+	return swap(ctx, func(ctx context.Context) error {
+		policy, err := c.client.getPolicy(ctx, d.policyName)
+		if err != nil {
+			return fmt.Errorf("reading the policy for its budget of the day: %w", err)
+		}
+		if string(policy.UID) != d.policyUID {
+			return errReplaced
+		}
+		if err := change(usageOf(&policy.Status, d)); err != nil {
+			return err
+		}
+		return c.client.updateStatus(ctx, policies, d.policyName, policy)
+	})
+}
+
+// usageOf finds or makes the entry of a day, and drops what is older than a day
+// before it: the clocks of the replicas may be on both sides of midnight.
+func usageOf(status *v1alpha1.AgentPolicyStatus, d day) *v1alpha1.Usage {
+	date, err := time.Parse(time.DateOnly, d.date)
+	if err == nil {
+		before := dateOf(date.AddDate(0, 0, -1))
+		status.Days = slices.DeleteFunc(status.Days, func(u v1alpha1.DayUsage) bool { return u.Day < before })
+	}
+	i := slices.IndexFunc(status.Days, func(u v1alpha1.DayUsage) bool { return u.Agent == d.agent && u.Day == d.date })
+	if i < 0 {
+		i = len(status.Days)
+		status.Days = append(status.Days, v1alpha1.DayUsage{Agent: d.agent, Day: d.date})
+	}
+	return &status.Days[i].Usage
+}
+
+// swap tries a compare-and-swap a few times, as other replicas write the same
+// object.
+func swap(ctx context.Context, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, reserveTimeout)
+	defer cancel()
+	var conflict error
+	for attempt := range 10 {
+		if conflict = try(ctx); conflict == nil || !apierrors.IsConflict(conflict) {
+			return conflict
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Duration(attempt) * 5 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("reserving the budget: %w", conflict)
 }

@@ -102,13 +102,24 @@ func New(config Config) (*Controller, error) {
 		tombstones: map[string]tombstone{}, events: newEvents(),
 	}
 	c.beats = beats{nonce: rand.Text(), proven: map[string]time.Time{}}
-	c.budgets = budgets{controller: c, meters: map[string]*Meter{}}
+	c.budgets = budgets{controller: c, meters: map[string]*Meter{}, days: map[day]*account{}}
 	c.policies = cache.NewSharedIndexInformer(listWatch[v1alpha1.AgentPolicyList](client, policies), &v1alpha1.AgentPolicy{}, 0, cache.Indexers{})
 	c.grants = cache.NewSharedIndexInformer(listWatch[v1alpha1.TaskGrantList](client, grants), &v1alpha1.TaskGrant{}, 0,
 		cache.Indexers{byPolicy: grantsByPolicy, byHold: grantsByHold})
 	c.approvals = cache.NewSharedIndexInformer(listWatch[v1alpha1.ApprovalList](client, approvals), &v1alpha1.Approval{}, 0, cache.Indexers{byGrant: approvalsByGrant})
 	c.decisions = cache.NewSharedIndexInformer(listWatch[v1alpha1.DecisionList](client, decisions), &v1alpha1.Decision{}, 0, cache.Indexers{byTarget: decisionsByTarget})
+	// People read the diffs, which are large; a broker works with the rest.
+	if err := c.approvals.SetTransform(withoutDiff); err != nil {
+		return nil, err
+	}
 	return c, nil
+}
+
+func withoutDiff(object any) (any, error) {
+	if approval, ok := object.(*v1alpha1.Approval); ok {
+		approval.Spec.Diff = ""
+	}
+	return object, nil
 }
 
 // Indexes of the informers.
@@ -134,7 +145,11 @@ func grantsByPolicy(object any) ([]string, error) {
 // Run works until ctx ends and returns when all its goroutines have. What was
 // reserved of budgets and not spent is given back, as far as the cluster answers.
 func (c *Controller) Run(ctx context.Context) error {
-	if _, err := c.policies.AddEventHandler(handler(c.policyChanged, c.policyDeleted)); err != nil {
+	onPolicies := handler(c.policyChanged, c.policyDeleted)
+	onPolicies.UpdateFunc = func(before, after any) {
+		c.policyUpdated(before.(*v1alpha1.AgentPolicy), after.(*v1alpha1.AgentPolicy))
+	}
+	if _, err := c.policies.AddEventHandler(onPolicies); err != nil {
 		return err
 	}
 	if _, err := c.grants.AddEventHandler(handler(c.grantChanged, c.grantDeleted)); err != nil {
@@ -182,7 +197,7 @@ func (c *Controller) DecisionsCount() error { return c.deciding.ready(c.config.N
 
 // handler wires typed callbacks into an informer. A panic in a callback would
 // be a defect; it is not recovered, because an index that missed an event lies.
-func handler[T any](changed func(*T), deleted func(*T)) cache.ResourceEventHandler {
+func handler[T any](changed func(*T), deleted func(*T)) cache.ResourceEventHandlerFuncs {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(object any) { changed(object.(*T)) },
 		UpdateFunc: func(_, object any) { changed(object.(*T)) },
@@ -203,6 +218,17 @@ func (c *Controller) policyChanged(policy *v1alpha1.AgentPolicy) {
 	c.must(c.config.Index.PutPolicy(c.understand(policy)))
 	c.queue.Add(item{policies, policy.Name})
 	c.requeueGrants(policy.Name)
+}
+
+// policyUpdated leaves the index alone if nothing but the status changed, as it
+// does each time that a part of a day's budget is reserved.
+func (c *Controller) policyUpdated(before, policy *v1alpha1.AgentPolicy) {
+	sameSpec := before.UID == policy.UID && before.Generation == policy.Generation && policy.Generation != 0
+	if policy.Name == HeartbeatObject || !sameSpec {
+		c.policyChanged(policy)
+		return
+	}
+	c.queue.Add(item{policies, policy.Name})
 }
 
 func (c *Controller) policyDeleted(policy *v1alpha1.AgentPolicy) {

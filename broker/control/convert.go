@@ -33,7 +33,7 @@ func Policy(object *v1alpha1.AgentPolicy) *authz.Policy {
 	spec := &object.Spec
 	policy := &authz.Policy{
 		Name: object.Name, UID: string(object.UID), Agents: spec.Agents, Suspended: spec.Suspended,
-		Allow: rules(spec.Allow), Waive: spec.Waive, Budget: budget(spec.Budget), MaxTTL: spec.Grant.MaxTTL.Duration,
+		Allow: rules(spec.Allow), Waive: spec.Waive, Budget: budget(spec.Budget), PerDay: budget(spec.PerDay), MaxTTL: spec.Grant.MaxTTL.Duration,
 	}
 	for i := range spec.Gates {
 		policy.Gates = append(policy.Gates, gate(object.Name, &spec.Gates[i]))
@@ -49,8 +49,6 @@ func Policy(object *v1alpha1.AgentPolicy) *authz.Policy {
 		policy.Invalid = err.Error()
 	case spec.Grant.MaxTTL.Duration <= 0:
 		policy.Invalid = "spec.grant.maxTTL: write a duration such as 4h"
-	case spec.PerDay != nil:
-		policy.Invalid = "spec.perDay: budgets per day are not enforced by this version; leave the field out"
 	}
 	return policy
 }

@@ -103,7 +103,6 @@ func TestGrantStatus(t *testing.T) {
 		{"federated twin", taskGrant(func(g *v1alpha1.TaskGrant) { g.Spec.Agent = "spiffe://other.org/ns/agents/sa/alpha" }), policy(), nil, isDenied + "OutsidePolicy "},
 		{"not an agent", taskGrant(func(g *v1alpha1.TaskGrant) { g.Spec.Agent = "alpha" }), policy(), nil, isDenied + "OutsidePolicy "},
 		{"policy without a word about approval", taskGrant(), policy(limits(func(l *v1alpha1.GrantLimits) { l.Approval = v1alpha1.GrantApproval{} })), nil, isDenied + "OutsidePolicy "},
-		{"budgets per day are not kept", taskGrant(), policy(func(p *v1alpha1.AgentPolicy) { p.Spec.PerDay = &v1alpha1.Budget{} }), nil, isDenied + "OutsidePolicy "},
 		{"needs approval", taskGrant(), policy(limits(func(l *v1alpha1.GrantLimits) { l.Approval = v1alpha1.GrantApproval{Approvers: 1} })), nil, isWaiting + "ApprovalPending "},
 		{"policy suspended", taskGrant(), policy(func(p *v1alpha1.AgentPolicy) { p.Spec.Suspended = true }), nil, isWaiting + "Suspended "},
 		{"revoked before it was judged", taskGrant(func(g *v1alpha1.TaskGrant) { g.Spec.Revoked = true }), policy(), nil, isDenied + "Revoked Revoked"},

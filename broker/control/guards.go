@@ -126,7 +126,7 @@ func (g *guards) atOnce(ctx context.Context) error {
 type guardError struct{ cluster, text string }
 
 func (e *guardError) Error() string {
-	return fmt.Sprintf("%s; apply manifests/base of this version to the %s cluster", e.text, e.cluster)
+	return fmt.Sprintf("%s; in the %s cluster, delete it if it is there and apply manifests/base of this version (kubectl apply alone keeps what was added to a list)", e.text, e.cluster)
 }
 
 func (g *guards) wrong(format string, args ...any) error {

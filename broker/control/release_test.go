@@ -37,17 +37,18 @@ func TestReleased(t *testing.T) {
 
 func TestNearlySpent(t *testing.T) {
 	ten, none := int64(10), int64(0)
-	m := &Meter{reserved: map[string]int64{"mutations": 10, "streams": 2}, mutations: 2}
-	if got := m.NearlySpent(authz.Budget{Mutations: &ten, Streams: &ten, Requests: &ten}); got != nil {
+	m := new(Meter)
+	m.grant.mutations, m.grant.streams = share{left: 2, reserved: 10}, share{reserved: 2}
+	if got := m.NearlySpent(&authz.Policy{Budget: authz.Budget{Mutations: &ten, Streams: &ten, Requests: &ten}}); got != nil {
 		t.Errorf("eight of ten: %v", got)
 	}
-	m.mutations = 1
-	m.requests.Store(9)
-	m.bytesOut.Store(1 << 40)
-	if got := m.NearlySpent(authz.Budget{Mutations: &ten, Streams: &none, Requests: &ten}); len(got) != 3 {
+	m.grant.mutations.left = 1
+	m.grant.requests.Store(9)
+	m.grant.bytesOut.Store(1 << 40)
+	if got := m.NearlySpent(&authz.Policy{Budget: authz.Budget{Mutations: &ten, Streams: &none, Requests: &ten}}); len(got) != 3 {
 		t.Errorf("nine of ten, and two of none: %v", got)
 	}
-	if got := m.NearlySpent(authz.Budget{}); got != nil {
+	if got := m.NearlySpent(new(authz.Policy)); got != nil {
 		t.Errorf("without limits: %v", got)
 	}
 }

@@ -15,10 +15,6 @@ import (
 	"github.com/taskgate/taskgate/internal/inert"
 )
 
-// resumedAnnotation on a revoked TaskGrant lifts the hold that its revocation put
-// the agent on.
-const resumedAnnotation = "taskgate.dev/resumed"
-
 type resumeOptions struct {
 	suspendOptions
 	hold string
@@ -161,11 +157,11 @@ func (o *resumeOptions) liftHold(ctx context.Context, c *objects, say *speaker) 
 	if err != nil {
 		return err
 	}
-	change := map[string]any{"metadata": map[string]any{"annotations": map[string]any{resumedAnnotation: "true"}}}
+	change := map[string]any{"metadata": map[string]any{"annotations": map[string]any{v1alpha1.ResumedAnnotation: "true"}}}
 	lifted := 0
 	for i := range all.Items {
 		grant := &all.Items[i]
-		if grant.Status.EndReason != authz.EndRevoked || grant.Annotations[resumedAnnotation] == "true" {
+		if grant.Status.EndReason != authz.EndRevoked || grant.Annotations[v1alpha1.ResumedAnnotation] == "true" {
 			continue
 		}
 		if err := c.merge(ctx, grants, grant.Name, change, o.dryRun); err != nil {

@@ -113,7 +113,7 @@ func TestResumeHold(t *testing.T) {
 	f := newFakeCluster(t, ended("held", "Revoked"), ended("late", "Expired"), other)
 	f.run(t, "resume", "--hold", agentOne).check(t, 0, "lifted the hold of "+agentOne+" under the policy shop, from the revoked grant held\n  it is given again what its policies give without asking people\n", "")
 	for _, g := range written[v1alpha1.TaskGrant](t, f, grants) {
-		if resumed := g.Annotations[resumedAnnotation] == "true"; resumed != (g.Name == "held") {
+		if resumed := g.Annotations[v1alpha1.ResumedAnnotation] == "true"; resumed != (g.Name == "held") {
 			t.Errorf("%s is annotated: %v", g.Name, resumed)
 		}
 	}
