@@ -39,10 +39,14 @@ const decideKeep = 20 * time.Second
 const decideAgents = "spiffe://" + testbed.TrustDomain + "/ns/agents/sa/*"
 
 func newDecideRig(t *testing.T) *decideRig {
-	rig := &decideRig{grantsRig: &grantsRig{startStack(t, testbed.Options{
+	return newDecideRigWith(t, testbed.Options{
 		SPIFFE: testbed.Dev, Node: testbed.NoNode, WithoutControllers: true, Brokers: 2,
 		BrokerConfiguration: func(_ int, configuration map[string]any) { configuration["keepEnded"] = decideKeep.String() },
-	})}}
+	})
+}
+
+func newDecideRigWith(t *testing.T, options testbed.Options) *decideRig {
+	rig := &decideRig{grantsRig: &grantsRig{startStack(t, options)}}
 	// Everybody in decide-all may do anything to the kinds of taskgate.dev as far as
 	// RBAC goes, so that it is the admission policies that refuse.
 	rig.apply(t, `apiVersion: rbac.authorization.k8s.io/v1

@@ -51,6 +51,7 @@ func TestGrantsOverTwoBrokers(t *testing.T) {
 		{"bytes", testBytesBudget},
 		{"ended", testEndedOnBoth},
 		{"stale", testOneStale},
+		{"days", testDayBudget},
 		{"killed", testBudgetAfterKill},
 		{"returned", testBudgetReturned},
 	}

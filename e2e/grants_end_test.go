@@ -53,8 +53,8 @@ func grantEndings() []grantEnding {
 			tells: `the AgentPolicy "grants-policy-deleted" is gone`,
 			end:   func(t testing.TB, g *grantsRig, object string) { g.remove(t, grantsPolicies, object) }},
 		{name: "invalid", reason: "GrantRevoked", says: "its policy does not allow it any more", status: over + "PolicyChanged",
-			tells: `the AgentPolicy "grants-invalid" grants nothing: spec.perDay`,
-			end:   change(`{"spec":{"perDay":{"requests":5}}}`)},
+			tells: `the AgentPolicy "grants-invalid" grants nothing: spec.gates[0].when (gate broken)`,
+			end:   change(`{"spec":{"gates":[{"name":"broken","when":"1 +"}]}}`)},
 		{name: "suspended", alone: true, reason: "PolicyDenied/Suspended", says: "Suspended", status: over + "Suspended",
 			tells: `the AgentPolicy "grants-suspended" is suspended`, end: change(`{"spec":{"suspended":true}}`)},
 	}

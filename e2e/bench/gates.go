@@ -25,6 +25,8 @@ const (
 	maxDecision        = 100
 	maxDecisionAllocs  = 0
 	maxOthersRatio     = 1.02 // what can be told from no difference at all
+	maxReadySeconds    = 20
+	maxManyGrantsMB    = 500
 	maxWatchKB         = 24
 	maxBigListMB       = 32
 	minRecords         = 20_000
@@ -43,12 +45,14 @@ func (r *Report) judge(options Options) {
 		{PartGet, Gate{Name: "a", Promise: "a recorded GET adds to the p50 of one client at most 1.25 times what the twin adds", Limit: maxAddedToTwin, Measured: r.addedToTwin()}},
 		{PartGet, Gate{Name: "b", Promise: "with 16 clients, at least 0.9 of the twin's GETs per second", Limit: minRateToTwin, AtLeast: true, Measured: r.rateToTwin()}},
 		{PartRecording, Gate{Name: "c", Promise: "recording takes at most 10 % of the GETs per second of 64 clients", Limit: maxRecordingCost, Measured: r.recordingCost()}},
-		{PartDecision, Gate{Name: "d1", Promise: "10,000 grants of others do not change a decision (ratio)", Limit: maxOthersRatio, Measured: r.DecisionRatio}},
+		{PartDecision, Gate{Name: "d1", Promise: "100,000 grants of others do not change a decision (ratio)", Limit: maxOthersRatio, Measured: r.DecisionRatio}},
 		{PartDecision, Gate{Name: "d2", Promise: "a decision takes less than 100 ns", Unit: "ns", Limit: maxDecision, Measured: r.decision(func(d Decision) Interval { return d.Nanoseconds })}},
 		{PartDecision, Gate{Name: "d3", Promise: "a decision allocates nothing", Unit: "allocations", Limit: maxDecisionAllocs, Measured: r.decision(func(d Decision) Interval { return d.Allocations })}},
 		{PartWatches, Gate{Name: "e", Promise: "at most 24 KB of broker RSS per idle watch", Unit: "KB", Limit: maxWatchKB, Measured: r.brokerPerWatch()}},
 		{PartBigList, Gate{Name: "f", Promise: "a list of 100 MB raises the broker's RSS by less than 32 MB", Unit: "MB", Limit: maxBigListMB, Measured: r.brokerRise()}},
 		{PartSpool, Gate{Name: "g", Promise: "at least 20,000 durable records per second with 64 writers", Unit: "records/s", Limit: minRecords, AtLeast: true, Measured: r.records()}},
+		{PartGrants, Gate{Name: "h", Promise: fmt.Sprintf("with %d grants in the API server a broker is ready in less than 20 s", options.Grants), Unit: "s", Limit: maxReadySeconds, Measured: r.manyGrants(func(m *ManyGrants) Interval { return m.Ready })}},
+		{PartGrants, Gate{Name: "i", Promise: "… and takes less than 500 MB", Unit: "MB", Limit: maxManyGrantsMB, Measured: r.manyGrants(func(m *ManyGrants) Interval { return m.Peak })}},
 	} {
 		if !options.wants(g.part) {
 			continue
@@ -174,6 +178,13 @@ func (r *Report) brokerRise() Interval {
 		}
 	}
 	return Interval{}
+}
+
+func (r *Report) manyGrants(of func(*ManyGrants) Interval) Interval {
+	if r.ManyGrants == nil {
+		return Interval{}
+	}
+	return of(r.ManyGrants)
 }
 
 func (r *Report) records() Interval {

@@ -97,14 +97,14 @@ func collect(found map[string]map[string][]float64, output string) {
 	}
 }
 
-// measureDecision also returns the ratio of a decision among 10,000 grants of
+// measureDecision also returns the ratio of a decision among 100,000 grants of
 // others to one without any.
 func measureDecision(ctx context.Context, repeats int) ([]Decision, Interval, error) {
 	found, err := microTest{"authz", "^BenchmarkDecide$", "300ms"}.run(ctx, repeats)
 	if err != nil {
 		return nil, Interval{}, err
 	}
-	const alone, among = "others=0", "others=10000"
+	const alone, among = "others=0", "others=100000"
 	var rows []Decision
 	for _, name := range []string{alone, among} {
 		values := found[name]

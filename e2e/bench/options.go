@@ -21,12 +21,13 @@ const (
 	PartList      = "list"      // LIST of 500 pods, 1 MB
 	PartCreate    = "create"    // CREATE of a small config map
 	PartRecording = "recording" // GET with and without the recording
+	PartGrants    = "grants"    // a broker's start before many grants
 )
 
 // Parts are all parts, in the order they are measured: memory before load,
 // because load leaves its traces in memory.
 func Parts() []string {
-	return []string{PartDecision, PartSpool, PartWatches, PartBigList, PartGet, PartList, PartCreate, PartRecording}
+	return []string{PartDecision, PartSpool, PartWatches, PartBigList, PartGet, PartList, PartCreate, PartRecording, PartGrants}
 }
 
 // Options says what to measure, and how long.
@@ -39,6 +40,7 @@ type Options struct {
 	Watches      int // idle watches
 	BigListBytes int // size of the large list
 	MicroRepeats int // of each micro benchmark
+	Grants       int // in the API server when a broker starts
 
 	Progress io.Writer
 	Command  string // what a person typed, for the report
@@ -48,18 +50,18 @@ type Options struct {
 func Usual() Options {
 	return Options{
 		Rounds: 10, RoundDuration: 3 * time.Second, SPIFFE: testbed.Dev,
-		Watches: 1000, BigListBytes: 100 << 20, MicroRepeats: 10, Progress: io.Discard,
+		Watches: 1000, BigListBytes: 100 << 20, MicroRepeats: 10, Grants: 100_000, Progress: io.Discard,
 	}
 }
 
 // Quick changes options to those of a look in passing: every part, few rounds.
 func (o Options) Quick() Options {
-	o.Rounds, o.RoundDuration, o.MicroRepeats = 3, 600*time.Millisecond, 3
+	o.Rounds, o.RoundDuration, o.MicroRepeats, o.Grants = 3, 600*time.Millisecond, 3, 5000
 	return o
 }
 
 func (o Options) check() error {
-	if o.Rounds < 2 || o.RoundDuration < 100*time.Millisecond || o.Watches < 1 || o.MicroRepeats < 2 {
+	if o.Rounds < 2 || o.RoundDuration < 100*time.Millisecond || o.Watches < 1 || o.MicroRepeats < 2 || o.Grants < 1 {
 		return errors.New("too little to measure: at least 2 rounds of 100ms")
 	}
 	for _, part := range o.Only {

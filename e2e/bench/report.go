@@ -31,6 +31,7 @@ type Report struct {
 	DecisionRatio    Interval      `json:"decisionRatio"`
 	Spool            []Spool       `json:"spool"`
 	SyncMicroseconds float64       `json:"fdatasyncUs"`
+	ManyGrants       *ManyGrants   `json:"manyGrants,omitempty"`
 
 	Gates    []Gate   `json:"gates"`
 	Problems []string `json:"problems,omitempty"`

@@ -19,7 +19,7 @@ func Run(ctx context.Context, options Options) (*Report, error) {
 		_, _ = fmt.Fprintf(options.Progress, format+"\n", arguments...) // progress that nobody sees is no failure
 	}
 	r.measureMicro(ctx, options, say)
-	if options.wantsAny(PartWatches, PartBigList, PartGet, PartList, PartCreate, PartRecording) {
+	if options.wantsAny(PartWatches, PartBigList, PartGet, PartList, PartCreate, PartRecording, PartGrants) {
 		w, err := startWorld(ctx, worldOptions{spiffe: options.SPIFFE, progress: say, unrecorded: options.wants(PartRecording)})
 		if err != nil {
 			return nil, err
@@ -91,6 +91,12 @@ func (r *Report) measureWorld(ctx context.Context, w *world, options Options, sa
 			continue
 		}
 		r.Blocks = append(r.Blocks, newBlockResult(b, contenders, rounds))
+	}
+	if options.wants(PartGrants) && ctx.Err() == nil {
+		say("measuring a broker's start before %d grants", options.Grants)
+		if r.ManyGrants, err = w.measureGrants(ctx, options.Grants); err != nil {
+			r.problem(PartGrants, err)
+		}
 	}
 }
 

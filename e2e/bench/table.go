@@ -19,6 +19,7 @@ func (r *Report) Markdown() string {
 	}
 	r.writeBlocks(&out)
 	r.writeMemory(&out)
+	r.writeGrants(&out)
 	r.writeMicro(&out)
 	return out.String()
 }
@@ -91,6 +92,14 @@ func (r *Report) writeMemory(out io.Writer) {
 		for _, l := range r.BigLists {
 			line(out, "| %s | %s | %s | %s | %s | %s |", l.Contender, l.Process, l.Rise.format(1), l.Before.median(0), l.CPU.median(2), l.Speed.median(0))
 		}
+	}
+}
+
+func (r *Report) writeGrants(out io.Writer) {
+	if m := r.ManyGrants; m != nil {
+		line(out, "\n### A broker's start before many grants\n")
+		line(out, "| grants | s until all are active, creation included | s from start to ready | RSS MB at most |\n|---|---|---|---|")
+		line(out, "| %d | %s | %s | %s |", m.Grants, m.Granted.median(0), m.Ready.format(1), m.Peak.format(0))
 	}
 }
 
