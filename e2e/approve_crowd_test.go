@@ -61,10 +61,14 @@ func TestApprovalsRaced(t *testing.T) {
 	r := newCrowdRig(t)
 	trials := make([]crowdTrial, crowdTrials(t))
 	stop, killed := make(chan struct{}), make(chan error, 1)
-	go func() { killed <- r.kill(t.Context(), stop) }()
+	every := 2500 * time.Millisecond
+	if len(trials) > 1000 {
+		every = 10 * time.Second // most of the time all three are there
+	}
+	go func() { killed <- r.kill(t.Context(), every, stop) }()
 	var workers sync.WaitGroup
 	var next atomic.Int32
-	for range 6 {
+	for range 10 {
 		workers.Go(func() {
 			for n := int(next.Add(1)); n <= len(trials); n = int(next.Add(1)) {
 				trials[n-1] = r.try(t.Context(), n)
@@ -108,12 +112,12 @@ gates:
 }
 
 // kill kills one replica after the other, and starts each again, until stop.
-func (r *crowdRig) kill(ctx context.Context, stop <-chan struct{}) error {
+func (r *crowdRig) kill(ctx context.Context, every time.Duration, stop <-chan struct{}) error {
 	for replica := 0; ; replica = (replica + 1) % len(r.crowd) {
 		select {
 		case <-stop:
 			return nil
-		case <-time.After(2500 * time.Millisecond):
+		case <-time.After(every):
 		}
 		if err := r.Broker(replica).Kill(); err != nil {
 			return err

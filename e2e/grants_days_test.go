@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"testing"
@@ -17,6 +18,12 @@ func testDayBudget(t *testing.T, p *grantsPair) {
 	waitPastMidnight(t)
 	maps := p.open(t, "days", "{mutations: 20}\nperDay: {mutations: 30}")
 	answers, _ := p.spend(t, maps, func(int) {})
+	eventually(t, 20*time.Second, "the first grant ends", func() error {
+		if reason := p.read(t, "grants-days").Status.EndReason; reason != "BudgetSpent" {
+			return fmt.Errorf("its end reason is %q", reason)
+		}
+		return nil
+	})
 	rule := `{namespaces: [grants-days], apiGroups: [""], resources: [configmaps], verbs: [get, list, watch, create]}`
 	p.give(t, "grants-days-again", "days", p.agents[0].id, "1h", rule)
 	for _, agent := range p.agents {
@@ -35,7 +42,7 @@ func testDayBudget(t *testing.T, p *grantsPair) {
 	if got := p.agents[0].call(t.Context(), "GET", maps, ""); !got.ok() {
 		t.Errorf("a read, of which there is no budget: %s", got)
 	}
-	if used := p.usedToday(t, "days", p.agents[0].id); used != budget {
+	if used := p.usedToday(t, "grants-days", p.agents[0].id); used != budget {
 		t.Errorf("the policy's status says that %d were used", used)
 	}
 }
