@@ -44,7 +44,7 @@ type crowdRig struct {
 	crowd   [3]*faultAgent
 	alice   dynamic.Interface
 	cleaner dynamic.Interface // has a broker's credential
-	callers int // for one approval
+	callers int               // for one approval
 	kills   atomic.Int32
 }
 
