@@ -69,6 +69,18 @@ type Call struct {
 	// HostAccess names the first thing by which a pod or pod template in the body
 	// would reach its node (hostNetwork, hostPath, privileged, …).
 	HostAccess string
+	// Stream is what an exec, an attach or a port-forward wants in the pod; nil for
+	// any other call, and for the question whether there is any such call that
+	// would be allowed.
+	Stream *Stream
+}
+
+// Stream is what is asked of a running pod.
+type Stream struct {
+	Command   []string // of an exec, nil otherwise
+	Container string   // empty: the one that the cluster takes by itself
+	Stdin     bool     // the agent can send: to a command, or to a port
+	TTY       bool
 }
 
 // QualifiedResource is the resource with its subresource, as RBAC writes it.

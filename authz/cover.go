@@ -13,7 +13,7 @@ import (
 // each, fit to be shown to a person. Nil means that all is covered.
 //
 // Namespaces are compared one by one; within a namespace RBAC's own comparison
-// decides. A constraint (values, commands, stdin, tty, service accounts) of an
+// decides. A constraint (values, commands, containers, stdin, tty, service accounts) of an
 // allowed rule has to be in the wanted rule too.
 func Missing(allowed, wanted []Rule) []string {
 	var missing []string
@@ -51,6 +51,9 @@ func (r *Rule) admits(w *Rule) bool {
 			return false
 		}
 	}
+	if r.Containers != nil && (w.Containers == nil || slices.ContainsFunc(w.Containers, func(name string) bool { return !slices.Contains(r.Containers, name) })) {
+		return false
+	}
 	if r.Commands == nil {
 		return true
 	}
@@ -58,7 +61,7 @@ func (r *Rule) admits(w *Rule) bool {
 		return false
 	}
 	for _, command := range w.Commands {
-		if !slices.ContainsFunc(r.Commands, func(c []string) bool { return slices.Equal(c, command) }) {
+		if !slices.ContainsFunc(r.Commands, func(allowed []string) bool { return runs(allowed, command) }) {
 			return false
 		}
 	}

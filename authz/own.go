@@ -55,7 +55,7 @@ func (s *Set) Offer(c *Call) (Offer, bool) {
 		}
 		for i := range policy.Allow {
 			wanted := smallest(c, &policy.Allow[i])
-			if len(Missing(policy.Allow, []Rule{wanted})) == 0 {
+			if wanted.refuses(c) == "" && len(Missing(policy.Allow, []Rule{wanted})) == 0 {
 				return Offer{policy, wanted}, true
 			}
 		}
@@ -68,7 +68,7 @@ func (s *Set) Offer(c *Call) (Offer, bool) {
 func smallest(c *Call, ceiling *Rule) Rule {
 	wanted := Rule{
 		Namespaces: []string{c.Namespace}, APIGroups: []string{c.Group}, Resources: []string{c.QualifiedResource()}, Verbs: []string{c.Verb.String()},
-		Redacted: ceiling.Redacted, Commands: ceiling.Commands, NoStdin: ceiling.NoStdin, NoTTY: ceiling.NoTTY,
+		Redacted: ceiling.Redacted, Commands: ceiling.Commands, Containers: ceiling.Containers, NoStdin: ceiling.NoStdin, NoTTY: ceiling.NoTTY,
 	}
 	if c.Namespace == "" {
 		wanted.Namespaces = []string{Everything}

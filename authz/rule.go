@@ -19,7 +19,8 @@ type Rule struct {
 
 	// Constraints of what the rule gives. The zero value constrains nothing.
 	Redacted        bool       // values of Secrets are masked
-	Commands        [][]string // exec may run only these; nil: any
+	Commands        [][]string // exec may run only these, and nothing else may be opened; nil: any
+	Containers      []string   // exec and attach may enter only these, and no port may be forwarded; nil: any
 	NoStdin         bool       // streams may not send input
 	NoTTY           bool       // streams may not have a terminal
 	ServiceAccounts []string   // pods may run as these besides default

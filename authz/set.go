@@ -81,7 +81,7 @@ func (g *heldGrant) ruleFor(c *Call, verb Verb) *Rule {
 	var best *Rule
 	most := -1
 	for i := range g.rules {
-		if !g.rules[i].match(c, verb) {
+		if !g.rules[i].match(c, verb) || g.Rules[i].refuses(c) != "" {
 			continue
 		}
 		if preference := g.Rules[i].preference(c); preference > most {
@@ -162,7 +162,7 @@ func (q *Question) cover(d *Decision) {
 	case best != refused:
 		d.Reason, d.Rule = best.reason(), nil
 	case actives > 0:
-		d.Reason = OutsideGrant
+		d.Reason, d.Cause = OutsideGrant, q.brokenBy()
 		if actives == 1 {
 			d.Grant = only // so that the record says which task it happened in
 		}

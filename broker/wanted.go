@@ -38,6 +38,7 @@ type wantedRule struct {
 	Verbs           []string   `json:"verbs"`
 	Values          string     `json:"values,omitempty"`
 	Commands        [][]string `json:"commands,omitempty"`
+	Containers      []string   `json:"containers,omitempty"`
 	Stdin           *bool      `json:"stdin,omitempty"`
 	TTY             *bool      `json:"tty,omitempty"`
 	ServiceAccounts []string   `json:"serviceAccounts,omitempty"`
@@ -106,7 +107,7 @@ func askingCommand(offer authz.Offer) (string, bool) {
 	}
 	wanted := wantedRule{
 		Namespaces: rule.Namespaces, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
-		Verbs: rule.Verbs, Commands: rule.Commands, ServiceAccounts: rule.ServiceAccounts,
+		Verbs: rule.Verbs, Commands: rule.Commands, Containers: rule.Containers, ServiceAccounts: rule.ServiceAccounts,
 	}
 	no := false
 	if rule.Redacted {
@@ -122,7 +123,7 @@ func askingCommand(offer authz.Offer) (string, bool) {
 		APIVersion: authz.OwnGroup + "/v1alpha1", Kind: "TaskGrant", Metadata: wantedName{"task-"},
 		Spec: wantedSpec{Task: "TASK", TTL: short(ttl), Policy: offer.Policy.Name, Rules: []wantedRule{wanted}},
 	})
-	words := slices.Concat(rule.Namespaces, rule.APIGroups, rule.Resources, rule.ResourceNames, rule.Verbs, rule.ServiceAccounts, []string{offer.Policy.Name})
+	words := slices.Concat(rule.Namespaces, rule.APIGroups, rule.Resources, rule.ResourceNames, rule.Verbs, rule.Containers, rule.ServiceAccounts, []string{offer.Policy.Name})
 	for _, command := range rule.Commands {
 		words = append(words, command...)
 	}

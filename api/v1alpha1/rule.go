@@ -41,13 +41,23 @@ type Rule struct {
 	// +optional
 	// +kubebuilder:validation:Enum=Redacted
 	Values string `json:"values,omitempty"`
-	// commands that exec may run, each as its list of arguments. Left out, any.
+	// commands that exec may run, each as its list of arguments: exactly this list
+	// or, if its last element is "*", every list that begins with the elements
+	// before it ([sh, "*"] is anything sh can do). Left out, any. A rule with
+	// commands gives neither attach nor port-forward.
 	// +optional
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	Commands [][]string `json:"commands,omitempty"`
-	// stdin: false refuses streams that send input.
+	// containers that exec and attach may enter; the call has to name one. Left
+	// out, any. A rule with containers gives no port-forward.
+	// +optional
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=set
+	Containers []string `json:"containers,omitempty"`
+	// stdin: false refuses streams that can send input; a port-forward always can.
 	// +optional
 	Stdin *bool `json:"stdin,omitempty"`
 	// tty: false refuses streams with a terminal.

@@ -575,6 +575,11 @@ func (in *Rule) DeepCopyInto(out *Rule) {
 			}
 		}
 	}
+	if in.Containers != nil {
+		in, out := &in.Containers, &out.Containers
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Stdin != nil {
 		in, out := &in.Stdin, &out.Stdin
 		*out = new(bool)

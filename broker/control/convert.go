@@ -95,7 +95,7 @@ func rules(objects []v1alpha1.Rule) []authz.Rule {
 	for _, rule := range objects {
 		converted = append(converted, authz.Rule{
 			Namespaces: rule.Namespaces, APIGroups: rule.APIGroups, Resources: rule.Resources, Verbs: rule.Verbs,
-			ResourceNames: rule.ResourceNames, Redacted: rule.Values != "", Commands: rule.Commands,
+			ResourceNames: rule.ResourceNames, Redacted: rule.Values != "", Commands: rule.Commands, Containers: rule.Containers,
 			NoStdin: rule.Stdin != nil && !*rule.Stdin, NoTTY: rule.TTY != nil && !*rule.TTY, ServiceAccounts: rule.ServiceAccounts,
 		})
 	}

@@ -52,6 +52,9 @@ func ruleWords(r *v1alpha1.Rule) string {
 	for _, command := range r.Commands {
 		words += ", command " + wordList(command, " ")
 	}
+	if len(r.Containers) > 0 {
+		words += ", container " + wordList(r.Containers, ", ")
+	}
 	if r.Values != "" {
 		words += ", without the values of Secrets"
 	}
