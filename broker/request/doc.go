@@ -17,6 +17,9 @@
 //   - A body is held whole, within the API server's own limit, and decoded
 //     strictly (no duplicate keys) before anything is decided. The bytes that
 //     were judged are the bytes that are forwarded.
+//   - What opens a stream is known from the call, not from its headers: exec,
+//     attach and port-forward need an upgrade, to a protocol that can be recorded,
+//     and nothing else may have one.
 //   - Options of a DELETE that are given twice have to agree (the API server
 //     ignores the query as soon as there is a body).
 //

@@ -29,7 +29,10 @@ func judgeHead(r *http.Request) *Refusal {
 	if len(r.Header.Values("Content-Length")) > 1 { // net/http refuses it in HTTP/1.1 only
 		return refuse(authz.BadHeader, "ContentLength", "the body has more than one length")
 	}
-	if refusal := judgeUpgrade(r); refusal != nil {
+	if refusal := judgeConnection(r); refusal != nil {
+		return refusal
+	}
+	if refusal := judgeProtocols(r.Header); refusal != nil {
 		return refusal
 	}
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
@@ -38,28 +41,27 @@ func judgeHead(r *http.Request) *Refusal {
 	return nil
 }
 
-// judgeUpgrade refuses connection options that would make the next hop drop or
-// reinterpret headers (RFC 9110, section 7.6.1), and all upgrades: streams are
-// not served yet.
-func judgeUpgrade(r *http.Request) *Refusal {
-	upgrade := len(r.Header.Values("Upgrade")) > 0 || len(r.Header.Values("Http2-Settings")) > 0
-	for _, line := range r.Header.Values("Connection") {
-		for token := range strings.SplitSeq(line, ",") {
-			switch strings.ToLower(strings.TrimSpace(token)) {
-			case "", "close", "keep-alive":
-			case "upgrade":
-				upgrade = true
-			case "http2-settings":
-				upgrade = true
-			default:
-				return refuse(authz.BadHeader, "Connection", "the connection option %q is not understood", truncate(token))
-			}
+// judgeConnection refuses connection options that would make the next hop drop or
+// reinterpret headers (RFC 9110, section 7.6.1).
+func judgeConnection(r *http.Request) *Refusal {
+	for _, token := range connectionTokens(r.Header) {
+		switch token {
+		case "", "close", "keep-alive", "upgrade", "http2-settings":
+		default:
+			return refuse(authz.BadHeader, "Connection", "the connection option %q is not understood", truncate(token))
 		}
 	}
-	if upgrade {
-		return refuse(authz.BadUpgrade, "", "upgrades are not served by this version: exec, attach and port-forward do not work through taskgate yet").as(http.StatusForbidden)
-	}
 	return nil
+}
+
+func connectionTokens(header http.Header) []string {
+	var tokens []string
+	for _, line := range header.Values("Connection") {
+		for token := range strings.SplitSeq(line, ",") {
+			tokens = append(tokens, strings.ToLower(strings.TrimSpace(token)))
+		}
+	}
+	return tokens
 }
 
 // fold makes spellings of a header name equal that some server somewhere takes

@@ -13,12 +13,12 @@ import (
 	"github.com/taskgate/taskgate/authz"
 )
 
-// maxParameters is far above what any client sends; net/http itself would take
-// ten thousand.
-const maxParameters = 64
+// maxParameters is far above what any client sends, but for the arguments of a
+// command; net/http itself would take ten thousand.
+const maxParameters = 512
 
 // parseQuery reads a raw query of which every pair parses and every name occurs
-// once.
+// once, but for the lists of streams: the arguments of a command, and ports.
 func parseQuery(raw string) (url.Values, *Refusal) {
 	if raw == "" {
 		return url.Values{}, nil
@@ -34,15 +34,29 @@ func parseQuery(raw string) (url.Values, *Refusal) {
 		return nil, refuse(authz.BadQuery, "Encoding", "the query holds a parameter that cannot be decoded")
 	}
 	for name, given := range values {
-		if len(given) > 1 {
+		if name == "command" {
+			if slices.ContainsFunc(given, notAnArgument) {
+				return nil, refuse(authz.BadQuery, "Character", "an argument of the command holds a zero byte or is not UTF-8")
+			}
+			continue
+		}
+		if len(given) > 1 && name != "ports" {
 			return nil, refuse(authz.BadQuery, "Duplicate", "the parameter %q is given %d times", name, len(given))
 		}
-		if strings.ContainsFunc(given[0], func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' }) {
+		if slices.ContainsFunc(given, notPlain) {
 			return nil, refuse(authz.BadQuery, "Character", "the value of %q holds control characters or is not UTF-8", name)
 		}
 	}
 	return values, nil
 }
+
+func notPlain(value string) bool {
+	return strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' })
+}
+
+// notAnArgument allows what scripts on a command line have: lines, tabs, and any
+// other character but what execve cannot take.
+func notAnArgument(value string) bool { return strings.ContainsAny(value, "\x00\uFFFD") }
 
 // check says what is wrong with a parameter's value; nil where the API server
 // judges it and nothing here depends on it.
@@ -93,6 +107,7 @@ func tables() map[kind]parameters {
 		"gracePeriodSeconds": number, "orphanDependents": boolean, "dryRun": dryRunAll,
 		"propagationPolicy": oneOf("Orphan", "Background", "Foreground"),
 	})
+	terminal := parameters{"stdin": boolean, "stdout": boolean, "stderr": boolean, "tty": boolean, "container": containerName}
 	table := join(always, parameters{"includeObject": oneOf("None", "Metadata", "Object")})
 	lists := join(table, selectors, parameters{"watch": boolean})
 	return map[kind]parameters{
@@ -102,21 +117,25 @@ func tables() map[kind]parameters {
 			"container": anything, "follow": boolean, "previous": boolean, "sinceSeconds": number, "sinceTime": anything,
 			"timestamps": boolean, "tailLines": number, "limitBytes": number, "stream": oneOf("All", "Stdout", "Stderr"),
 		}),
-		{verb: authz.List}:             lists,
-		{verb: authz.Watch}:            lists,
-		{verb: authz.Create}:           write,
-		{verb: authz.Update}:           write,
-		{verb: authz.Patch}:            join(write, parameters{"force": boolean}),
-		{verb: authz.Delete}:           deletion,
-		{verb: authz.DeleteCollection}: join(deletion, selectors),
+		{verb: authz.Create, stream: "exec"}:        join(terminal, parameters{"command": anything}),
+		{verb: authz.Create, stream: "attach"}:      terminal,
+		{verb: authz.Create, stream: "portforward"}: {"ports": portList},
+		{verb: authz.List}:                          lists,
+		{verb: authz.Watch}:                         lists,
+		{verb: authz.Create}:                        write,
+		{verb: authz.Update}:                        write,
+		{verb: authz.Patch}:                         join(write, parameters{"force": boolean}),
+		{verb: authz.Delete}:                        deletion,
+		{verb: authz.DeleteCollection}:              join(deletion, selectors),
 	}
 }
 
 // kind tells calls apart that take different parameters.
 type kind struct {
 	verb     authz.Verb
-	nameless bool // names no resource, such as /version
-	log      bool // the log of a pod
+	nameless bool   // names no resource, such as /version
+	log      bool   // the log of a pod
+	stream   string // the subresource of a pod that is opened as a stream
 }
 
 // judgeQuery refuses parameters that are unknown for the call or have a value
@@ -126,13 +145,14 @@ func (p *Parser) judgeQuery(call *authz.Call, query url.Values) *Refusal {
 		verb:     call.Verb,
 		nameless: call.Resource == "" && call.Verb == authz.Get,
 		log:      call.Group == "" && call.Resource == "pods" && call.Subresource == "log",
+		stream:   streamOf(call),
 	}]
 	for name, values := range query {
 		check, found := accepted[name]
 		if !found {
 			return refuse(authz.BadQuery, "Unknown", "the parameter %q is not known for %s", name, call.Verb)
 		}
-		if !check(values[0]) {
+		if slices.ContainsFunc(values, func(value string) bool { return !check(value) }) {
 			return refuse(authz.BadQuery, "Value", "the value of the parameter %q is not understood", name)
 		}
 	}

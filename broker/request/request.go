@@ -30,6 +30,9 @@ type Request struct {
 
 	// DryRun is set if nothing is to be persisted.
 	DryRun bool
+	// Stream is what an exec, attach or port-forward wants to open; nil for any
+	// other call.
+	Stream *Stream
 	// Live is set for answers that go on for as long as the client wants: a
 	// watch, a followed log.
 	Live bool
@@ -96,8 +99,14 @@ func (p *Parser) Parse(r *http.Request) (*Request, *Refusal) {
 		return parsed, refusal
 	}
 	parsed.Call = callOf(info)
+	if refusal := judgeUpgrade(r, &parsed.Call); refusal != nil {
+		return parsed, refusal
+	}
 	if refusal := p.judgeQuery(&parsed.Call, query); refusal != nil {
 		return parsed, refusal
+	}
+	if opensStream(&parsed.Call) {
+		return parsed, parsed.takeStream(r)
 	}
 	parsed.Live = parsed.Call.Verb == authz.Watch || (parsed.Call.Subresource == "log" && isTrue(query, "follow"))
 	if refusal := parsed.takeBody(r); refusal != nil {
