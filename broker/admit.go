@@ -191,7 +191,8 @@ func (x *exchange) charge(a *admission) *refusal {
 		return nil
 	}
 	meter, err := x.b.charge(x.r.Context(), d.Grant, d.Policy, control.Use{
-		Mutation: x.request.Call.Verb.Mutates() && !x.request.DryRun,
+		Mutation: x.request.Call.Verb.Mutates() && !x.request.DryRun && x.request.Stream == nil,
+		Stream:   x.request.Stream != nil,
 	})
 	if err != nil {
 		return x.spent(err)

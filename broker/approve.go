@@ -151,6 +151,9 @@ func (x *exchange) gatedCall(seen *target) *gatedCall {
 		namespace: c.Namespace, name: c.Name, query: x.request.Query(), mediaType: x.request.MediaType, body: x.request.Body,
 		targetUID: seen.uid,
 	}}
+	if c.Stream != nil {
+		g.elements.exec = streamWords(c.Stream)
+	}
 	if x.decision.Gate.PinVersion {
 		g.elements.targetVersion = seen.version
 	}

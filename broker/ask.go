@@ -230,6 +230,7 @@ func (x *exchange) differing(given *v1alpha1.ApprovalCall) string {
 	for _, part := range []struct{ name, given, now string }{
 		{"the API version", given.Version, now.Version},
 		{"the query", given.Query, now.Query},
+		{"the command", fmt.Sprintf("%q", given.Command), fmt.Sprintf("%q", now.Command)},
 		{"the media type", given.MediaType, now.MediaType},
 		{"the body", fmt.Sprint(given.BodySHA256, given.BodyBytes), fmt.Sprint(now.BodySHA256, now.BodyBytes)},
 		{"the object", given.UID, now.UID},
@@ -270,6 +271,7 @@ func (x *exchange) describeForPeople() v1alpha1.ApprovalCall {
 		Namespace: c.Namespace, Name: r.ObjectName(), UID: x.gated.target.uid, ResourceVersion: x.gated.target.version,
 		Query: cut(x.gated.elements.query, 8192), MediaType: x.gated.elements.mediaType, BodyBytes: int64(len(x.gated.elements.body)),
 	}
+	call.Command = x.gated.elements.exec
 	if objects := x.gated.target.objects; objects != nil {
 		count := int64(len(objects))
 		call.Objects = &count

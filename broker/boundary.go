@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"runtime/debug"
@@ -47,6 +48,7 @@ type boundary struct {
 	approvals approvals
 	asking    Approvals // how much one agent may ask
 	turns     turns
+	streams   streams          // how streams are carried
 	notify    *notify.Notifier // nil: nobody is told
 
 	conns sync.Map // net.Conn → *agentConn, while it is open
@@ -115,6 +117,8 @@ func (x *exchange) serve() {
 	switch {
 	case refused != nil:
 		x.refuse(refused)
+	case admission != nil && x.request.Stream != nil:
+		x.open(admission)
 	case admission != nil:
 		x.forward(admission)
 	}
@@ -176,5 +180,6 @@ func (b *boundary) recordMalformed(conn *agentConn) {
 // shutdown ends the calls that go on and waits for all others.
 func (b *boundary) shutdown(ctx context.Context, server *http.Server) error {
 	b.live.close(unavailable(authz.NotReady, "ShuttingDown", "the broker is shutting down. Next: repeat the same command"))
-	return server.Shutdown(ctx)
+	// The server does not wait for connections that were taken over.
+	return errors.Join(server.Shutdown(ctx), b.live.wait(ctx))
 }

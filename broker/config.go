@@ -40,6 +40,7 @@ type Configuration struct {
 	Control   *Cluster  `json:"control,omitempty"`
 	Never     Never     `json:"never"`
 	Approvals Approvals `json:"approvals,omitempty"`
+	Streams   Streams   `json:"streams,omitempty"`
 	// StaleAfter is how long decisions may rest on policies that have not been
 	// proven fresh. Default 30s, at most 5m.
 	StaleAfter metav1.Duration `json:"staleAfter,omitempty"`
@@ -115,6 +116,19 @@ type Approvals struct {
 	MaxPerDay int `json:"maxPerDay,omitempty"`
 }
 
+// Streams bounds each exec, attach and port-forward.
+type Streams struct {
+	// MaxBytes is how much one stream may carry, in both directions together.
+	// Default 17179869184 (16 GiB).
+	MaxBytes int64 `json:"maxBytes,omitempty"`
+	// MaxTime is how long one may be open, if its grant does not end before.
+	// Default 8h.
+	MaxTime metav1.Duration `json:"maxTime,omitempty"`
+	// ReadAhead is the memory that all streams share while they wait for the disk,
+	// in bytes; each has 64 KiB of its own. Default 33554432 (32 MiB).
+	ReadAhead int `json:"readAhead,omitempty"`
+}
+
 // Recorder says where records go.
 type Recorder struct {
 	// Spool is a directory of the broker's own on a local disk that survives a
@@ -178,6 +192,9 @@ func (c *Configuration) complete() error {
 	orDefault(&c.StaleAfter.Duration, 30*time.Second)
 	orDefault(&c.ShutdownGrace.Duration, 20*time.Second)
 	orDefault(&c.KeepEnded.Duration, 7*24*time.Hour)
+	orDefault(&c.Streams.MaxBytes, 16<<30)
+	orDefault(&c.Streams.MaxTime.Duration, 8*time.Hour)
+	orDefault(&c.Streams.ReadAhead, 32<<20)
 	orDefault(&c.Approvals.MaxOpen, 16)
 	orDefault(&c.Approvals.MaxPerDay, 200)
 	if c.Never.Namespaces == nil {
@@ -204,6 +221,7 @@ func (c *Configuration) complete() error {
 	wrong(c.StaleAfter.Duration < time.Second || c.StaleAfter.Duration > 5*time.Minute, "staleAfter: must be 1s to 5m")
 	wrong(c.KeepEnded.Duration < 10*time.Second, "keepEnded: must be at least 10s, such as 168h for a week")
 	wrong(c.Approvals.MaxOpen < 1 || c.Approvals.MaxPerDay < 1, "approvals: maxOpen and maxPerDay must be at least 1")
+	wrong(c.Streams.MaxBytes < 1 || c.Streams.MaxTime.Duration < time.Second || c.Streams.ReadAhead < 1<<20, "streams: maxBytes must be at least 1, maxTime 1s, readAhead 1048576")
 	wrong(!slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel), "logLevel: must be debug, info, warn or error")
 	for field, address := range map[string]string{"listen.agents": c.Listen.Agents, "listen.health": c.Listen.Health} {
 		_, _, err := net.SplitHostPort(address)

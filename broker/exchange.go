@@ -35,6 +35,12 @@ type exchange struct {
 	// gated is what is known about the approval of the call; nil for a call that
 	// needs none.
 	gated *gatedCall
+	// podUID is that of the pod a call looks into or opens, when it was looked at
+	// last; empty if there was none.
+	podUID string
+	// stream is the recording of what a stream carries; nil if there is none.
+	stream   *recorder.Stream
+	exitCode *int // of the command, nil if it is not known
 	// cleared are the gates whose conditions are about objects, and did not hold.
 	cleared []*authz.Gate
 }
@@ -62,6 +68,9 @@ func (x *exchange) event(stage recorder.Stage) *recorder.Event {
 		describeCall(e, x.request)
 	}
 	x.describeDecision(e)
+	if e.ObjectRef != nil && x.podUID != "" {
+		e.ObjectRef.UID = x.podUID
+	}
 	return e
 }
 

@@ -105,6 +105,8 @@ func (x *exchange) replaced(a *admission, response *http.Response) bool {
 	status := response.StatusCode
 	var r *refusal
 	switch {
+	case switched(response):
+		return false
 	case status == http.StatusSwitchingProtocols:
 		r = refuse(authz.BadUpgrade, "Unasked", http.StatusBadGateway, "the cluster switched protocols without being asked. Next: tell an operator")
 	case status >= 300 && status < 400 && status != http.StatusNotModified:
@@ -303,6 +305,7 @@ func (x *exchange) complete(a *admission, code int, tally *tally, outcome string
 	if x.decision.Cause != "" {
 		e.Annotations[recorder.AnnotationCause] = x.decision.Cause
 	}
+	x.describeStream(e)
 	if _, err := x.b.recorder.Append(e); err != nil {
 		x.b.log.Warn().Err(err).Str("auditID", x.auditID).Msg("cannot record an outcome; it will be recorded as unknown")
 	}

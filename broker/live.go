@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"runtime"
 	"runtime/debug"
@@ -12,13 +13,15 @@ import (
 	"github.com/taskgate/taskgate/recorder"
 )
 
-// liveCalls are the calls that go on: watches and followed logs. Each is ended
+// liveCalls are the calls that go on: watches, followed logs and streams. Each is ended
 // when what allowed it ends. Two things see to that: a deadline at the end of the
 // grant and of the SVID, exact and without any work, and recheck for everything
 // that comes sooner.
 type liveCalls struct {
 	mu    sync.Mutex
 	calls map[*liveCall]struct{}
+	// none is closed when there are none, while somebody waits for that.
+	none chan struct{}
 	// closing is set once and for all when the broker shuts down.
 	closing *refusal
 }
@@ -50,6 +53,28 @@ func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.calls, call)
+		if l.none != nil && len(l.calls) == 0 {
+			close(l.none)
+			l.none = nil
+		}
+	}
+}
+
+// wait returns when all calls are over. Call it after close.
+func (l *liveCalls) wait(ctx context.Context) error {
+	l.mu.Lock()
+	if len(l.calls) == 0 {
+		l.mu.Unlock()
+		return nil
+	}
+	none := make(chan struct{})
+	l.none = none
+	l.mu.Unlock()
+	select {
+	case <-none:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("streams that do not end: %w", ctx.Err())
 	}
 }
 

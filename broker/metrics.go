@@ -58,7 +58,7 @@ func (m *metrics) served(x *exchange) {
 		decision = "allow"
 	}
 	m.requests.WithLabelValues(verb, decision).Inc()
-	if !x.request.Live {
+	if !x.request.Live && x.request.Stream == nil {
 		m.duration.WithLabelValues(verb).Observe(x.b.now().Sub(x.started).Seconds())
 	}
 }

@@ -30,6 +30,7 @@ const maxPreview = 4 << 20
 // Fails closed: a pod that cannot be read is not opened; one that is not there is
 // left to the cluster to say so.
 func (x *exchange) showsSidecar() *refusal {
+	x.podUID = ""
 	c := &x.request.Call
 	if c.Group != "" || c.Resource != "pods" || c.Name == "" {
 		return nil
@@ -50,7 +51,8 @@ func (x *exchange) showsSidecar() *refusal {
 			"the broker has to see the pod first, and the cluster refused that (HTTP %d). Next: ask an operator to run: taskgate policy rbac %s", seen.status, x.decision.Grant.Policy))
 	}
 	var pod struct {
-		Spec struct {
+		Metadata struct{ UID string }
+		Spec     struct {
 			Containers, InitContainers []struct{ Name string }
 		}
 	}
@@ -63,6 +65,7 @@ func (x *exchange) showsSidecar() *refusal {
 			return x.denied(undecided(&x.decision, &x.question))
 		}
 	}
+	x.podUID = pod.Metadata.UID
 	return nil
 }
 

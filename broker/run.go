@@ -153,7 +153,7 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	b = &boundary{
 		identity: source, index: index, never: never, recorder: records, upstream: upstream, tasks: own, parser: request.NewParser(),
 		live: newLiveCalls(), metrics: newMetrics(), log: log, now: clock.Now, charge: controller.Charge, kindOf: kinds.lookup,
-		cluster: config.Cluster, approvals: controller, asking: config.Approvals, notify: notifier,
+		cluster: config.Cluster, approvals: controller, asking: config.Approvals, streams: newStreams(&config.Streams), notify: notifier,
 	}
 	checks := &health{
 		checks: []check{
@@ -182,7 +182,7 @@ type parts struct {
 }
 
 func (b *boundary) registerGauges() {
-	b.metrics.gauge("taskgate_live_calls", "Watches and followed logs that are open.", func() float64 { return float64(b.live.count()) })
+	b.metrics.gauge("taskgate_live_calls", "Watches, followed logs and streams that are open.", func() float64 { return float64(b.live.count()) })
 	b.metrics.gauge("taskgate_recorder_spool_bytes", "Size of the spool.", func() float64 { return float64(b.recorder.Status().SpoolBytes) })
 	b.metrics.gauge("taskgate_recorder_oldest_unshipped_seconds", "Age of the oldest record that is not in the bucket.", func() float64 {
 		if oldest := b.recorder.Status().OldestUnsealed; !oldest.IsZero() {

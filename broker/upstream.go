@@ -15,6 +15,8 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/taskgate/taskgate/broker/stream"
 )
 
 // upstream is the way to the guarded cluster. It has two transports: HTTP/1.1
@@ -24,7 +26,9 @@ type upstream struct {
 	base  *url.URL
 	short http.RoundTripper
 	live  http.RoundTripper
-	close func()
+	// streams makes a connection of its own for every upgrade.
+	streams http.RoundTripper
+	close   func()
 }
 
 // clusterConfig reads how to reach a cluster. The configuration must not
@@ -57,7 +61,11 @@ func newUpstream(config *rest.Config) (*upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &upstream{base: base, short: short, live: live, close: func() { closeShort(); closeLive() }}, nil
+	streams, err := newStreamTransport(config)
+	if err != nil {
+		return nil, err
+	}
+	return &upstream{base: base, short: short, live: live, streams: streams, close: func() { closeShort(); closeLive() }}, nil
 }
 
 // answerTimeout is how long the cluster may take to begin an answer, before its
@@ -73,7 +81,7 @@ func newTransport(config *rest.Config, http2 bool) (http.RoundTripper, func(), e
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the TLS settings of the cluster: %w", err)
 	}
-	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	dialer := newDialer()
 	transport := &http.Transport{
 		TLSClientConfig:     tlsConfig,
 		DialContext:         dialer.DialContext,
@@ -99,6 +107,27 @@ func newTransport(config *rest.Config, http2 bool) (http.RoundTripper, func(), e
 	return wrapped, transport.CloseIdleConnections, nil
 }
 
+// newDialer finds out within half a minute that the other end of a quiet
+// connection is gone.
+func newDialer() *net.Dialer {
+	return &net.Dialer{Timeout: 5 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
+}
+
+// newStreamTransport makes the transport of upgrades, behind the same credential
+// and the same hop as all others.
+func newStreamTransport(config *rest.Config) (http.RoundTripper, error) {
+	tlsConfig, err := rest.TLSConfigFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("reading the TLS settings of the cluster: %w", err)
+	}
+	transport := &stream.Transport{TLS: tlsConfig, Dialer: newDialer(), Patience: answerTimeout}
+	wrapped, err := rest.HTTPWrappersForConfig(config, &hop{next: transport})
+	if err != nil {
+		return nil, fmt.Errorf("reading the credential of the cluster: %w", err)
+	}
+	return wrapped, nil
+}
+
 // errInvariant says that a request was about to leave that must not exist. It is
 // a defect, and it is told to operators, not to agents.
 var errInvariant = errors.New("InvariantViolation")
@@ -118,7 +147,7 @@ type hop struct{ next http.RoundTripper }
 
 // forwarded are the headers a request to the cluster may carry besides the
 // principal's and the broker's credential.
-var forwarded = []string{"Accept", "Accept-Encoding", "Content-Type", "If-None-Match", "User-Agent", headerAuditID, headerAuthorization}
+var forwarded = []string{"Accept", "Accept-Encoding", "Content-Type", "If-None-Match", "User-Agent", headerAuditID, headerAuthorization, stream.HeaderProtocol, stream.HeaderWebSocketProtocol}
 
 // RoundTrip sends the request, or returns errInvariant and sends nothing.
 func (h *hop) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -148,7 +177,7 @@ func assertBound(r *http.Request) error {
 		if !slices.Contains(impersonation[:], name) && !slices.Contains(forwarded, name) {
 			return fmt.Errorf("the header %s must not leave", name)
 		}
-		if len(values) != 1 && name != impersonateGroup {
+		if len(values) != 1 && name != impersonateGroup && name != stream.HeaderProtocol && name != stream.HeaderWebSocketProtocol {
 			return fmt.Errorf("the header %s has %d values", name, len(values))
 		}
 	}
@@ -198,6 +227,31 @@ func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*h
 	if !a.verbatim {
 		from = maskedHeader(from)
 	}
+	transport := u.short
+	if a.request.Live {
+		transport = u.live
+	}
+	return transport.RoundTrip(u.request(ctx, a, from))
+}
+
+// open sends the upgrade of an admitted call. The body of an answer that switched
+// is a *stream.Pod.
+func (u *upstream) open(ctx context.Context, a *admission, from http.Header) (*http.Response, error) {
+	if a == nil || !a.granted || a.request.Stream == nil || a.request.Call.Stream == nil {
+		return nil, fmt.Errorf("%w: a stream without an admission", errInvariant)
+	}
+	outgoing := u.request(stream.For(ctx, streamRequest(a.request)), a, from)
+	name := stream.HeaderProtocol
+	if a.request.Stream.WebSocket {
+		name = stream.HeaderWebSocketProtocol
+	}
+	outgoing.Header[name] = a.request.Stream.Protocols
+	return u.streams.RoundTrip(outgoing)
+}
+
+// request is what leaves: built from what was understood of the agent's, and from
+// nothing else.
+func (u *upstream) request(ctx context.Context, a *admission, from http.Header) *http.Request {
 	target := *u.base
 	target.Path += a.request.Path()
 	target.RawQuery = a.request.Query()
@@ -209,9 +263,5 @@ func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*h
 	if a.request.Body != nil {
 		outgoing.Body, outgoing.ContentLength = io.NopCloser(bytes.NewReader(a.request.Body)), int64(len(a.request.Body))
 	}
-	transport := u.short
-	if a.request.Live {
-		transport = u.live
-	}
-	return transport.RoundTrip(outgoing)
+	return outgoing
 }

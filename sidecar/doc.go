@@ -17,11 +17,13 @@
 // not where calls are judged. The broker judges the spelling the agent chose, and
 // records the refusal; a sidecar that cleaned up first would hide the attempt.
 //
-// Ordinary calls and upgrades use HTTP/1.1 connections, long-running reads
-// (watch, follow) share a few HTTP/2 connections. All of them belong to one
+// Ordinary calls use HTTP/1.1 connections, long-running reads (watch, follow) share
+// a few HTTP/2 connections. All of them belong to one
 // uplink (uplink.go), which is replaced as a whole when the SVID or a trust
 // bundle changes; what is under way on the old one ends in its own time, but
-// never after the end of the SVIDs that opened it.
+// never after the end of the SVIDs that opened it. An upgrade (exec, attach,
+// port-forward) gets an HTTP/1.1 connection of its own (tunnel.go); once the broker
+// has switched protocols the bytes pass as they are.
 //
 // # What it promises
 //

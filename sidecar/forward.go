@@ -54,42 +54,49 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		noIdentity(err).write(w, r.URL.Path)
 		return
 	}
-	live := longRunning(r.URL.RawQuery)
-	ctx, leave, ok := f.calls.enter(r.Context(), live)
+	live, upgrade := longRunning(r.URL.RawQuery), upgrades(r)
+	ctx, leave, ok := f.calls.enter(r.Context(), live || upgrade)
 	if !ok {
 		shuttingDown().write(w, r.URL.Path)
 		return
 	}
 	defer leave()
-
+	if upgrade {
+		f.tunnel(ctx, w, r)
+		return
+	}
 	body := &watchedBody{ReadCloser: r.Body}
 	answer, err := f.send(ctx, r, body, live)
-	switch {
-	case err == nil:
-	case r.Context().Err() != nil: // the agent is gone
-		panic(http.ErrAbortHandler)
-	case ctx.Err() != nil:
-		cutShort(r.Method).write(w, r.URL.Path)
-		return
-	case body.broke.Load():
-		w.Header().Set("Connection", "close")
-		brokenBody().write(w, r.URL.Path)
-		return
-	default:
-		f.unavailable(r.Method, err).write(w, r.URL.Path)
+	if err != nil {
+		f.unanswered(ctx, w, r, body, err)
 		return
 	}
 	defer answer.Body.Close()
 	f.reached()
 	if answer.StatusCode == http.StatusSwitchingProtocols {
 		w.Header().Set("Connection", "close")
-		refusal{code: http.StatusBadGateway, reason: reasonBadUpgrade, what: "this sidecar does not carry streams yet", next: "use a call without a stream, such as kubectl get or kubectl logs"}.write(w, r.URL.Path)
+		refusal{code: http.StatusBadGateway, reason: reasonBadUpgrade, what: "the broker switched protocols without being asked", next: "tell the operator"}.write(w, r.URL.Path)
 		return
 	}
 	relay.Headers(w.Header(), answer.Header)
 	w.WriteHeader(answer.StatusCode)
 	if _, err := relay.Body(w, answer.Body, live, nil); err != nil {
 		panic(http.ErrAbortHandler) // the agent must see that the answer is not whole
+	}
+}
+
+// unanswered says why there is no answer of the broker.
+func (f *forwarder) unanswered(ctx context.Context, w http.ResponseWriter, r *http.Request, body *watchedBody, err error) {
+	switch {
+	case r.Context().Err() != nil: // the agent is gone
+		panic(http.ErrAbortHandler)
+	case ctx.Err() != nil:
+		cutShort(r.Method).write(w, r.URL.Path)
+	case body.broke.Load():
+		w.Header().Set("Connection", "close")
+		brokenBody().write(w, r.URL.Path)
+	default:
+		f.unavailable(r.Method, err).write(w, r.URL.Path)
 	}
 }
 

@@ -63,8 +63,9 @@ var ours = map[string][]string{
 	"broker/control":        {"api/v1alpha1", "authz", "broker/condition", "manifests"},
 	"broker/mask":           {},
 	"broker/condition":      {"authz"},
+	"broker/stream":         {},
 	"broker/tasks":          {"api/v1alpha1", "authz", "broker/control", "broker/request"},
-	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/mask", "broker/notify", "broker/request", "broker/tasks", "identity", "internal/relay", "recorder"},
+	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/mask", "broker/notify", "broker/request", "broker/stream", "broker/tasks", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
 	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "internal/inert", "recorder"},
 	"cmd/broker":            {"broker"},
@@ -82,7 +83,7 @@ var strangers = []struct {
 	except []string
 	why    string
 }{
-	{[]string{"identity", "authz", "recorder", "broker/condition", "broker/mask", "broker/request", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
+	{[]string{"identity", "authz", "recorder", "broker/condition", "broker/mask", "broker/request", "broker/stream", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
 	{[]string{"identity", "recorder"}, "k8s.io/", nil, "who speaks and what is recorded do not depend on Kubernetes' types"},
 	{[]string{"authz"}, "k8s.io/", []string{"k8s.io/api/rbac/v1", "k8s.io/component-helpers/auth/rbac/validation"}, "decisions are about plain values; RBAC's own comparison is the exception"},
 	{[]string{"*"}, "log", []string{"broker", "sidecar"}, "one logger, passed in Config; net/http wants one of these for its own complaints"},
