@@ -135,6 +135,9 @@ func (f *forwarder) join(ctx context.Context, w http.ResponseWriter, answer *htt
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { agent.Close(); broker.wire.Close() })
 	defer stop()
+	over := time.AfterFunc(tunnelEnd, cancel)
+	over.Stop()
+	defer over.Stop()
 	var both sync.WaitGroup
 	move := func(to io.Writer, from io.Reader, end func() error) {
 		_, err := io.Copy(to, from)
@@ -143,7 +146,7 @@ func (f *forwarder) join(ctx context.Context, w http.ResponseWriter, answer *htt
 			return
 		}
 		_ = end() // one that is gone cannot be told
-		time.AfterFunc(tunnelEnd, cancel)
+		over.Reset(tunnelEnd)
 	}
 	both.Go(func() { move(broker, buffered.Reader, broker.CloseWrite) })
 	both.Go(func() { move(agent, broker, func() error { return closeWrite(agent) }) })

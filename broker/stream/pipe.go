@@ -147,6 +147,9 @@ func (p *pipe) pass(ctx context.Context, q *queued) error {
 			return err
 		}
 		p.status.observe(&q.event)
+		if q.End && q.Connection == 0 && q.Channel == Error {
+			return nil // the end of the stream ends it; until then there may be more to say
+		}
 	}
 	if err := p.to.write(&q.event); err != nil {
 		return why(err)

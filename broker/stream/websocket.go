@@ -70,7 +70,10 @@ func (s *webSocket) begin(message io.Reader) (_ event, whole bool, _ error) {
 		}
 		return event{}, false, err
 	}
-	if head[0] == remotecommand.StreamClose && s.v5 {
+	if head[0] == remotecommand.StreamClose {
+		if !s.v5 {
+			return event{}, false, nil // some clients say so all the same; servers do not hear it
+		}
 		e, err := s.readEnd(message)
 		return e, true, err
 	}
