@@ -36,8 +36,8 @@ func newLiveCalls() *liveCalls { return &liveCalls{calls: map[*liveCall]struct{}
 
 // add registers a call. Its context ends, with a *refusal as the cause, when it
 // has to; done has to be called when it is over.
-func (l *liveCalls) add(x *exchange) (ctx context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(x.r.Context())
+func (l *liveCalls) add(parent context.Context, x *exchange) (ctx context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(parent)
 	// A context with a deadline would hold the reason, and more, all the time.
 	timer := time.AfterFunc(time.Until(x.ends()), func() { cancel(x.ending()) })
 	call := &liveCall{exchange: x, cancel: cancel}
@@ -81,7 +81,7 @@ func (l *liveCalls) wait(ctx context.Context) error {
 // carryLive is carry for a call that goes on. It is registered, so that it
 // ends with what allowed it, until goOn is through or there is nothing to go on.
 func (x *exchange) carryLive(a *admission, call sender) {
-	ctx, done := x.b.live.add(x)
+	ctx, done := x.b.live.add(x.r.Context(), x)
 	release := x.unstick(ctx)
 	end := func() { release(); done() }
 	defer func() {

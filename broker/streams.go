@@ -40,7 +40,8 @@ const annotationExitCode = "taskgate.dev/exit-code"
 // open opens an admitted stream, whose intent is durable, and carries it to its
 // end.
 func (x *exchange) open(a *admission) {
-	ctx, done := x.b.live.add(x)
+	// Once the connection is taken over, the context of the request says nothing.
+	ctx, done := x.b.live.add(context.WithoutCancel(x.r.Context()), x)
 	defer done()
 	if r := x.samePod(); r != nil {
 		x.refuse(x.notSent(a, r))
@@ -48,7 +49,11 @@ func (x *exchange) open(a *admission) {
 	}
 	// From a refusal on nothing more is read from the agent, on either end.
 	x.w.Header().Set("Connection", "close")
-	response := x.send(ctx, a, func(ctx context.Context) (*http.Response, error) { return x.b.upstream.open(ctx, a, x.r.Header) })
+	opening, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(x.r.Context(), cancel)
+	response := x.send(opening, a, func(ctx context.Context) (*http.Response, error) { return x.b.upstream.open(ctx, a, x.r.Header) })
+	stop()
 	if response == nil {
 		return
 	}

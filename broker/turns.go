@@ -100,7 +100,7 @@ func (x *exchange) hold() (settled bool, cut *refusal) {
 		return false, nil
 	}
 	defer release()
-	ctx, done := x.b.live.add(x)
+	ctx, done := x.b.live.add(x.r.Context(), x)
 	defer done()
 	end := time.NewTimer(holdFor)
 	defer end.Stop()

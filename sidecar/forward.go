@@ -55,7 +55,11 @@ func (f *forwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	live, upgrade := longRunning(r.URL.RawQuery), upgrades(r)
-	ctx, leave, ok := f.calls.enter(r.Context(), live || upgrade)
+	parent := r.Context()
+	if upgrade { // net/http ends it when one direction of a tunnel ends
+		parent = context.WithoutCancel(parent)
+	}
+	ctx, leave, ok := f.calls.enter(parent, live || upgrade)
 	if !ok {
 		shuttingDown().write(w, r.URL.Path)
 		return

@@ -39,7 +39,10 @@ func upgrades(r *http.Request) bool { return r.ProtoMajor == 1 && len(r.Header["
 func (f *forwarder) tunnel(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	var wire net.Conn
 	headers, _ := f.headers(r.Header)
-	out := (&http.Request{Method: r.Method, URL: target(r, f.broker), Header: headers, ContentLength: r.ContentLength}).WithContext(ctx)
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(r.Context(), cancel)
+	out := (&http.Request{Method: r.Method, URL: target(r, f.broker), Header: headers, ContentLength: r.ContentLength}).WithContext(asking)
 	body := &watchedBody{ReadCloser: r.Body}
 	if r.ContentLength != 0 {
 		out.Body = body
@@ -53,9 +56,11 @@ func (f *forwarder) tunnel(ctx context.Context, w http.ResponseWriter, r *http.R
 			wire = conn
 			return conn, patient(conn)
 		},
-		Protocols: protocols((*http.Protocols).SetHTTP1), DisableKeepAlives: true, DisableCompression: true, ResponseHeaderTimeout: upgradeTimeout,
+		Protocols: protocols((*http.Protocols).SetHTTP1), DisableCompression: true, ResponseHeaderTimeout: upgradeTimeout,
 	}
+	defer once.CloseIdleConnections()
 	answer, err := once.RoundTrip(out)
+	stop()
 	if err != nil {
 		f.unanswered(ctx, w, r, body, err)
 		return
@@ -115,6 +120,15 @@ func closeWrite(conn net.Conn) error {
 	return conn.Close()
 }
 
+// breakOff closes a connection at once. TLS would first tell the other end, and
+// wait if it takes nothing.
+func breakOff(conn net.Conn) {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	conn.Close()
+}
+
 // join answers the agent as the broker answered, and moves bytes until both
 // directions have ended, one has for a while, or ctx ends.
 func (f *forwarder) join(ctx context.Context, w http.ResponseWriter, answer *http.Response, broker *tunnelEnds) {
@@ -131,9 +145,10 @@ func (f *forwarder) join(ctx context.Context, w http.ResponseWriter, answer *htt
 		panic(http.ErrAbortHandler) // the agent is gone
 	}
 	defer agent.Close()
+	defer broker.wire.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { agent.Close(); broker.wire.Close() })
+	stop := context.AfterFunc(ctx, func() { breakOff(agent); breakOff(broker.wire) })
 	defer stop()
 	over := time.AfterFunc(tunnelEnd, cancel)
 	over.Stop()

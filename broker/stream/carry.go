@@ -74,7 +74,8 @@ func (c *Carrier) account(bytes int) error {
 
 // Carry moves everything between the two until one side ends or ctx does; its
 // cause then is why. Both are closed when it returns, and nothing of it runs any
-// more.
+// more. ctx must not end with the context of the agent's request: net/http ends
+// that when the first read from the agent fails, and nothing would tell who left.
 func (c *Carrier) Carry(ctx context.Context, agent *Agent, pod *Pod) Outcome {
 	agent.link().silence, pod.link().silence = c.Limits.Silence, c.Limits.Silence
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -84,8 +85,11 @@ func (c *Carrier) Carry(ctx context.Context, agent *Agent, pod *Pod) Outcome {
 	run := func(group *sync.WaitGroup, do func(context.Context) error, end error) {
 		group.Go(func() {
 			err := do(ctx)
-			if errors.Is(err, io.EOF) { // writing to a side that is gone
+			switch {
+			case errors.Is(err, io.EOF): // writing to a side that is gone
 				err = end
+			case errors.Is(err, errClosing):
+				err = nil
 			}
 			if err != nil {
 				cancel(err)

@@ -143,14 +143,11 @@ func (w *watched) String() string {
 // rig is the broker's part between a client and a pod, without everything else.
 type rig struct {
 	testing.TB
-	pod     *httptest.Server
-	broker  *httptest.Server
-	journal *journal
-	limits  stream.Limits
-	account func(int) error
-	// segment, if it is not zero, is how many bytes either end reads at a time.
-	segment int
-
+	pod      *httptest.Server
+	broker   *httptest.Server
+	journal  *journal
+	limits   stream.Limits
+	account  func(int) error
 	mu       sync.Mutex
 	outcomes []stream.Outcome
 	cancel   context.CancelCauseFunc
@@ -167,8 +164,7 @@ func newRig(t testing.TB, serve http.Handler) *rig {
 		serve = r.podHandler()
 	}
 	r.pod = httptest.NewServer(serve)
-	r.broker = httptest.NewUnstartedServer(r)
-	r.broker.Start()
+	r.listen(0)
 	t.Cleanup(func() {
 		r.stop(errors.New("the test is over"))
 		r.broker.Close()
@@ -176,6 +172,15 @@ func newRig(t testing.TB, serve http.Handler) *rig {
 		r.pod.Close()
 	})
 	return r
+}
+
+// listen serves agents, in segments of so many bytes if that is not zero.
+func (r *rig) listen(segment int) {
+	r.broker = httptest.NewUnstartedServer(r)
+	if segment > 0 {
+		r.broker.Listener = segmentedListener{r.broker.Listener, segment}
+	}
+	r.broker.Start()
 }
 
 // transport is shared by all streams of a rig.
@@ -198,7 +203,7 @@ func requestOf(r *http.Request) stream.Request {
 func (r *rig) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	defer func() { r.ended <- struct{}{} }()
 	asked := requestOf(in)
-	ctx, cancel := context.WithCancelCause(in.Context())
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(in.Context()))
 	defer cancel(nil)
 	r.mu.Lock()
 	r.cancel = cancel

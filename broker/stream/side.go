@@ -83,6 +83,10 @@ func (l *link) drain() {
 	l.Close()
 }
 
+// errClosing says that the library has told the peer that it closes: whoever reads
+// from the peer knows why.
+var errClosing = errors.New("closing")
+
 // why says what an error of reading or writing means: io.EOF for a peer that is
 // gone, and otherwise one of the errors of this package. What is not known as a
 // failure of the connection is one of the protocol.
@@ -94,8 +98,9 @@ func why(err error) error {
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &network) && network.Timeout():
 		return ErrSilent
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe),
-		errors.Is(err, websocket.ErrCloseSent), errors.As(err, &network):
+	case errors.Is(err, websocket.ErrCloseSent):
+		return errClosing
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.As(err, &network):
 		return io.EOF
 	case errors.As(err, &closed):
 		return io.EOF
