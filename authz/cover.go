@@ -61,7 +61,8 @@ func (r *Rule) admits(w *Rule) bool {
 		return false
 	}
 	for _, command := range w.Commands {
-		if !slices.ContainsFunc(r.Commands, func(allowed []string) bool { return runs(allowed, command) }) {
+		nothing := len(command) == 0
+		if !nothing && !slices.ContainsFunc(r.Commands, func(allowed []string) bool { return runs(allowed, command) }) {
 			return false
 		}
 	}

@@ -94,7 +94,7 @@ func TestPathsAndQueries(t *testing.T) {
 		{"GET", "/metrics", "get /metrics"},
 		{"GET", "/", "get /"},
 		{"POST", "/version", "create /version"},
-		{"GET", pods + "/web-0/exec", "create shop:pods/exec. web-0"},
+		{"GET", pods + "/web-0/exec", "BadUpgrade"},
 		{"GET", "/api/v1/nodes/n1/proxy", "create :nodes/proxy. n1"},
 		// spellings
 		{"GET", pods + "/", "BadPath/Segment"},
