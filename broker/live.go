@@ -67,8 +67,10 @@ func (l *liveCalls) wait(ctx context.Context) error {
 		l.mu.Unlock()
 		return nil
 	}
-	none := make(chan struct{})
-	l.none = none
+	if l.none == nil {
+		l.none = make(chan struct{})
+	}
+	none := l.none
 	l.mu.Unlock()
 	select {
 	case <-none:
