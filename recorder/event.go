@@ -56,6 +56,7 @@ const (
 	// also has the bytes of each channel, as in "taskgate.dev/stream-bytes-stdout".
 	AnnotationStreamFrames = "taskgate.dev/stream-frames"
 	AnnotationStreamBytes  = "taskgate.dev/stream-bytes"
+	AnnotationExitCode     = "taskgate.dev/exit-code" // of the command of an exec
 )
 
 // OutcomeUnknown is the value of AnnotationOutcome in the record that recovery
