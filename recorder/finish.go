@@ -241,8 +241,8 @@ func (s *sealer) intents(files []*spoolFile) ([]*Event, error) {
 	found := map[string]*Event{}
 	sources := []*spoolFile{{path: filepath.Join(s.directory, openFile)}}
 	for _, file := range append(sources, files...) {
-		if len(s.open) == 0 {
-			break
+		if len(found) == len(s.open) {
+			break // none is open, or all were found in an earlier file
 		}
 		data, err := os.ReadFile(file.path)
 		if errors.Is(err, os.ErrNotExist) && file.number == 0 {

@@ -27,7 +27,7 @@ type sealer struct {
 	state   sealState
 	unknown bool     // the pending object may be stored already
 	at      position // what lies before it is sealed
-	buffer  []byte   // for reading the spool back; nil while there is nothing to do
+	work    workspace
 	open    map[string]struct{}
 	named   map[string]struct{} // keys of chunks that recovery found a record of
 	bundle  archivedBundle
@@ -49,11 +49,11 @@ func (s *sealer) sealSome(ctx context.Context) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	data, err := extent.read(s.config.SegmentBytes, s.buffer)
+	data, err := extent.read(s.config.SegmentBytes, s.work.data)
 	if err != nil {
 		return false, s.fate.die(fmt.Errorf("reading the spool back: %w", err))
 	}
-	s.buffer = data
+	s.work.data = data
 	p, err := s.sort(data, extent)
 	if err != nil {
 		return false, s.fate.die(fmt.Errorf("reading the spool back: %w", err))
@@ -147,7 +147,7 @@ func (s *sealer) track(f frame, p *portion) {
 // sealAll seals everything that is durable now. What becomes durable meanwhile
 // waits for its own second, or under load this would never end.
 func (s *sealer) sealAll(ctx context.Context) error {
-	defer func() { s.buffer = nil }()
+	defer func() { s.work = workspace{} }()
 	if err := s.name(ctx); err != nil {
 		return err
 	}
