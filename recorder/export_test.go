@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -133,4 +134,11 @@ func HookDisk(config *Config, hooks DiskHooks) {
 			return hooks.Replace(path, true)
 		},
 	}
+}
+
+// HeapInUse is how many bytes of the heap are in use.
+func HeapInUse() int64 {
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapInuse)
 }
