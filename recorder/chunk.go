@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -72,7 +73,7 @@ func (s *sealer) makeChunks(p *portion) ([]byte, error) {
 	for _, id := range p.order {
 		c := chunk{AuditID: id, Number: s.state.Last[id] + 1}
 		c.Key = chunkKey(s.state.Cluster, s.state.Day, id, c.Number)
-		w.lines = w.lines[:0]
+		w.lines = slices.Grow(w.lines[:0], linesOf(p.pieces[id]))
 		for _, piece := range p.pieces[id] {
 			f, err := parsePiece(piece)
 			if err != nil {
@@ -93,8 +94,17 @@ func (s *sealer) makeChunks(p *portion) ([]byte, error) {
 	return w.body, nil
 }
 
+// linesOf is how many bytes pieces take as lines, or some more.
+func linesOf(pieces [][]byte) int {
+	size := 0
+	for _, piece := range pieces {
+		size += maxLine - MaxFrame/3*4 + len(piece)/3*4
+	}
+	return size
+}
+
 // workspace is the memory of the sealer, a few times what a portion has. It is let
-// go when all is sealed.
+// go when there is nothing to seal.
 type workspace struct {
 	data    []byte // read back from the spool
 	lines   []byte // of one chunk

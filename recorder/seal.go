@@ -147,11 +147,14 @@ func (s *sealer) track(f frame, p *portion) {
 // sealAll seals everything that is durable now. What becomes durable meanwhile
 // waits for its own second, or under load this would never end.
 func (s *sealer) sealAll(ctx context.Context) error {
-	defer func() { s.work = workspace{} }()
 	if err := s.name(ctx); err != nil {
 		return err
 	}
-	for end := s.spool.durableEnd(); s.at.before(end); {
+	end := s.spool.durableEnd()
+	if !s.at.before(end) {
+		s.work = workspace{}
+	}
+	for s.at.before(end) {
 		if more, err := s.sealSome(ctx); err != nil || !more {
 			return err
 		}
