@@ -32,6 +32,17 @@ type chunk struct {
 type pendingChunks struct {
 	Chunks []chunk
 	End    position // of the portion
+	File   string
+}
+
+// otherFile is where the bytes of the next pending chunks go. Two files take turns:
+// the state that says that the ones before are stored is not saved for that alone,
+// so until the next one is, a crash comes back to them and wants their bytes.
+func otherFile(last string) string {
+	if last == "chunks-0.zst" {
+		return "chunks-1.zst"
+	}
+	return "chunks-0.zst"
 }
 
 // chunkPuts is how many chunks are stored at once. Each stream has one in a
@@ -48,7 +59,7 @@ func (s *sealer) storeChunks(ctx context.Context, p *portion) error {
 		if err != nil {
 			return s.fate.die(fmt.Errorf("reading the spool back: %w", err))
 		}
-		if err := s.persist(ctx, chunksFile, body); err != nil {
+		if err := s.persist(ctx, s.state.Chunks.File, body); err != nil {
 			return err
 		}
 		if err := s.saveState(ctx); err != nil {
@@ -69,7 +80,8 @@ func (s *sealer) storeChunks(ctx context.Context, p *portion) error {
 func (s *sealer) makeChunks(p *portion) ([]byte, error) {
 	w := &s.work
 	w.body = w.body[:0]
-	made := &pendingChunks{End: p.end}
+	s.file = otherFile(s.file)
+	made := &pendingChunks{End: p.end, File: s.file}
 	for _, id := range p.order {
 		c := chunk{AuditID: id, Number: s.state.Last[id] + 1}
 		c.Key = chunkKey(s.state.Cluster, s.state.Day, id, c.Number)
@@ -129,7 +141,8 @@ func (w *workspace) compress() (err error) {
 
 // resumeChunks goes on with chunks an earlier process may have sent.
 func (s *sealer) resumeChunks(ctx context.Context) error {
-	path := filepath.Join(s.directory, chunksFile)
+	s.file = s.state.Chunks.File
+	path := filepath.Join(s.directory, s.file)
 	body, err := os.ReadFile(path)
 	if err != nil {
 		return s.fate.die(fmt.Errorf("reading the pending chunks: %w", err))

@@ -28,6 +28,7 @@ type sealer struct {
 	unknown bool     // the pending object may be stored already
 	at      position // what lies before it is sealed
 	work    workspace
+	file    string // that had the last chunks
 	open    map[string]struct{}
 	named   map[string]struct{} // keys of chunks that recovery found a record of
 	bundle  archivedBundle

@@ -17,7 +17,6 @@ import (
 const (
 	stateFile   = "state.json"
 	segmentFile = "segment.zst"
-	chunksFile  = "chunks.zst"
 	openFile    = "open"
 	linkFile    = "last.json"
 )
