@@ -189,7 +189,11 @@ func (s *Screen) inside(to []byte, c byte) (_ []byte, used bool) {
 	case inControl:
 		return s.inControl(to, c), true
 	case inString:
-		if s.length++; c == 0x07 || s.length > mostString {
+		if s.length++; s.length > mostString {
+			s.state = inText
+			return to, false
+		}
+		if c == 0x07 {
 			s.state = inText
 		}
 	}
