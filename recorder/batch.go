@@ -23,7 +23,8 @@ type Receipt struct {
 	batch *batch
 }
 
-// Seq is the record's number. It is final only once Wait returned nil.
+// Seq is the record's number, 0 for a frame of a stream. It is final only once
+// Wait returned nil.
 func (r Receipt) Seq() uint64 { return r.seq }
 
 // Wait returns nil when the record is durable. An error that wraps
@@ -43,8 +44,15 @@ func (r Receipt) Wait(ctx context.Context) error {
 	case <-r.batch.done:
 		return r.batch.err
 	case <-ctx.Done():
-		return fmt.Errorf("waiting for record %d to become durable: %w", r.seq, ctx.Err())
+		return fmt.Errorf("waiting for %s to become durable: %w", r.what(), ctx.Err())
 	}
+}
+
+func (r Receipt) what() string {
+	if r.seq == 0 {
+		return "a frame"
+	}
+	return fmt.Sprintf("record %d", r.seq)
 }
 
 // lingerTime is how long a record may wait for company that nobody waits for.
@@ -52,12 +60,12 @@ const lingerTime = 10 * time.Millisecond
 
 // scheduleLocked has the record written that was just queued. An intent is
 // written at once, as the call it is for waits for it, now or when its answer is
-// there. Everything else was acted on already: it goes with the next intent, or
+// there, and so is a piece of a stream, which somebody waits to see. Everything else was acted on already: it goes with the next intent, or
 // when somebody waits after all, or soon. A call so costs one sync, not two; and
 // what a crash takes with it is the outcome of a call, which becomes unknown.
 func (s *spool) scheduleLocked(kind frameKind) {
 	switch {
-	case kind == kindIntent || len(s.queue) > 1:
+	case kind == kindIntent || kind == kindPiece || len(s.queue) > 1:
 		s.dueLocked()
 	case !s.lazy && !s.due:
 		s.lazy = true

@@ -60,6 +60,9 @@ type Config struct {
 	// RetryMax is the longest pause between two attempts; the first is a
 	// hundredth of it. Default 10 seconds.
 	RetryMax time.Duration
+	// StreamStall is how long a frame of a stream may wait for room. Default 30
+	// seconds.
+	StreamStall time.Duration
 	// Now is the clock. Nil means time.Now.
 	Now func() time.Time
 
@@ -77,6 +80,7 @@ func (c Config) withDefaults() (*Config, error) {
 	c.CanaryEvery = cmp.Or(c.CanaryEvery, time.Hour)
 	c.PutTimeout = cmp.Or(c.PutTimeout, 30*time.Second)
 	c.RetryMax = cmp.Or(c.RetryMax, 10*time.Second)
+	c.StreamStall = cmp.Or(c.StreamStall, 30*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -94,7 +98,7 @@ func (c Config) withDefaults() (*Config, error) {
 		return nil, fmt.Errorf("a spool file must have 64 KiB to 1 GiB and two must fit: %d bytes of %d", c.FileSize, c.SpoolLimit)
 	case c.SegmentBytes < 1 || c.SegmentBytes > maxSegment-maxRecord:
 		return nil, fmt.Errorf("a segment must have 1 to %d bytes", maxSegment-maxRecord)
-	case min(c.AgeLimit, c.SegmentEvery, c.Heartbeat, c.CanaryEvery, c.PutTimeout, c.RetryMax) < 0:
+	case min(c.AgeLimit, c.SegmentEvery, c.Heartbeat, c.CanaryEvery, c.PutTimeout, c.RetryMax, c.StreamStall) < 0:
 		return nil, errors.New("a duration is negative")
 	}
 	return &c, nil

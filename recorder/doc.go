@@ -1,7 +1,8 @@
 // Package recorder answers: what happened, provably?
 //
-// The broker appends records ([Recorder.Append]); auditors read and prove them
-// ([Verify], [Scan]). In between lie a spool on the broker's own disk and a
+// The broker appends records ([Recorder.Append]) and what passes in streams
+// ([Recorder.Stream]); auditors read and prove them ([Verify], [Scan],
+// [Recordings]). In between lie a spool on the broker's own disk and a
 // bucket in which every object is locked (S3 Object Lock, COMPLIANCE).
 //
 // # What it promises
@@ -17,6 +18,8 @@
 //   - An intent (StageRequestReceived) without an outcome (StageResponseComplete,
 //     same AuditID) gets one that says so, outcome=unknown, when its stream is
 //     closed: by Close, or by the next start after a crash.
+//   - A frame of a stream whose Receipt was waited for is as safe as a record, is
+//     in the bucket once, and keeps its place among the frames of its stream.
 //
 // # Life of a record
 //
@@ -37,12 +40,37 @@
 // because Verify wants signature and storage close together; while it is unknown
 // which signature the bucket took, the next manifest names each of them.
 //
+// # Life of a frame
+//
+// The frames of streams (exec, attach, port-forward) go through the same spool, in
+// the same batches and under the same limits, and come back on every path that
+// records come back on. They have no numbers: each carries that of the record before
+// it, so that recovery still notices a record that is missing. When the sealer comes
+// to a part of the spool it makes one chunk of each stream that has frames in it
+// (JSON lines, zstd), syncs all of them to the spool, stores them, and appends a
+// record for each, with its hash: chunks are signed for as records are. Chunks are
+// stored before the segment of the same part. So where a closing record is in the
+// bucket, the whole stream is; only the records that name its last chunks may come
+// behind it.
+//
+// A file of the spool goes when its frames are in stored chunks, and the state that
+// is synced beside it knows which of these have no record yet. How far chunks are
+// made is a place in the spool, which never moves, so that no frame gets into two
+// chunks; and recovery looks in the spool for the record of a chunk before it
+// appends one, so that no chunk is named twice.
+//
+// Streams must not take the room of calls: they wait when the spool is half full or
+// when 8 MiB of them (1 MiB of one) are on their way to the disk.
+//
 // # Which way it fails
 //
 //   - The spool cannot grow (disk full, over its size limit, or its oldest
 //     unsealed record is over the age limit): Append returns [ErrUnavailable].
 //     It heals by itself. The age limit does not hold for outcomes, which are
 //     owed.
+//   - A stream that can go on neither now nor within Config.StreamStall:
+//     Stream.Append returns ErrUnavailable. Nothing of the frame is recorded, so
+//     nothing of it may pass.
 //   - A write or sync of the spool fails: the recorder is dead ([Recorder.Dead]);
 //     the process must end, because what a failed fsync left on disk is not
 //     knowable. The next start recovers.

@@ -39,13 +39,24 @@ const (
 	AnnotationRequestSHA256  = "taskgate.dev/request-sha256"
 	AnnotationResponseBytes  = "taskgate.dev/response-bytes"
 	AnnotationResponseSHA256 = "taskgate.dev/response-sha256"
-	AnnotationStream         = "taskgate.dev/stream"
+	AnnotationStream         = "taskgate.dev/stream" // key of the chunk a record names
 	AnnotationOutcome        = "taskgate.dev/outcome"
 	AnnotationPurpose        = "taskgate.dev/purpose"
 	AnnotationParent         = "taskgate.dev/parent" // AuditID of the call this one was made for
 	AnnotationCandidates     = "taskgate.dev/candidates"
 	AnnotationWaived         = "taskgate.dev/waived"
 	AnnotationCause          = "taskgate.dev/cause"
+
+	// In a record that names a chunk of a recorded stream, and that the recorder
+	// makes itself. AnnotationStream is in it, too.
+	AnnotationChunk        = "taskgate.dev/chunk" // number of the chunk, from 1
+	AnnotationChunkVersion = "taskgate.dev/chunk-version"
+	AnnotationChunkSHA256  = "taskgate.dev/chunk-sha256"
+	// Of one chunk in a record that names it, of all in a closing record, which
+	// also has the bytes of each channel, as in "taskgate.dev/stream-bytes-stdout".
+	AnnotationStreamFrames = "taskgate.dev/stream-frames"
+	AnnotationStreamBytes  = "taskgate.dev/stream-bytes"
+	AnnotationExitCode     = "taskgate.dev/exit-code" // of the command of an exec
 )
 
 // OutcomeUnknown is the value of AnnotationOutcome in the record that recovery

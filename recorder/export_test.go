@@ -2,8 +2,10 @@ package recorder
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -133,4 +135,35 @@ func HookDisk(config *Config, hooks DiskHooks) {
 			return hooks.Replace(path, true)
 		},
 	}
+}
+
+// HeapInUse is how many bytes of the heap are in use.
+func HeapInUse() int64 {
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapInuse)
+}
+
+// Forms of a frame.
+var (
+	AppendLine  = appendLine
+	AppendPiece = appendPiece
+	ParsePiece  = parsePiece
+)
+
+// ReadLine reads one line of a chunk.
+func ReadLine(line []byte) (Frame, error) { return new(lineReader).read(line) }
+
+// CheckChunk reads a chunk as Verify does, one whose record is right about its hash.
+func CheckChunk(content []byte, frames, bytesOfData uint64) (reason Reason, err error) {
+	reader, err := newSegmentReader()
+	if err != nil {
+		return "", err
+	}
+	defer reader.decoder.Close()
+	_, bad, err := reader.checkChunk(bytes.NewReader(content), &chunkFact{sha256: sha256.Sum256(content), frames: frames, bytes: bytesOfData})
+	if bad != nil {
+		reason = bad.reason
+	}
+	return reason, err
 }

@@ -33,7 +33,7 @@ func newSealer(config *Config, uploader *uploader, fate *fate, directory string,
 	}
 	return &sealer{
 		config: config, uploader: uploader, fate: fate, spool: spool, directory: directory,
-		encoder: encoder, state: state, open: map[string]struct{}{},
+		encoder: encoder, state: state, open: map[string]struct{}{}, named: map[string]struct{}{},
 	}, nil
 }
 
@@ -94,6 +94,11 @@ func (s *sealer) begin(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.state.Chunks != nil {
+		if err := s.resumeChunks(ctx); err != nil {
+			return err
+		}
+	}
 	if s.state.Number > 1 {
 		return nil
 	}
@@ -119,7 +124,7 @@ func (s *sealer) finish(ctx context.Context, end string) error {
 		if err := s.spool.flush(ctx); err != nil {
 			return err
 		}
-		for _, step := range []func(context.Context) error{s.sealAll, s.concede, s.sealAll} {
+		for _, step := range []func(context.Context) error{s.sealAll, s.nameAll, s.concede, s.sealAll} {
 			if err := step(ctx); err != nil {
 				return err
 			}
@@ -165,31 +170,39 @@ func (s *sealer) concede(ctx context.Context) error {
 		return s.fate.die(err)
 	}
 	for _, intent := range intents {
-		for attempt := 0; ; attempt++ {
-			receipt, err := s.spool.last(unknownOutcome(intent, s.config.Now()))
+		err := s.patiently(ctx, func() error {
+			receipt, err := s.spool.last(unknownOutcome(intent, s.config.Now()), kindOutcome)
 			if err == nil {
 				err = receipt.Wait(ctx)
 			}
-			if err == nil {
-				break
-			}
-			if !errors.Is(err, ErrUnavailable) {
-				return err
-			}
-			s.uploader.fail(err) // no room: it may come
-			if err := s.uploader.pause(ctx, attempt); err != nil {
-				return err
-			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// patiently repeats what the spool has no room for. Room may come.
+func (s *sealer) patiently(ctx context.Context, do func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := do()
+		if !errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		s.uploader.fail(err)
+		if err := s.uploader.pause(ctx, attempt); err != nil {
+			return err
+		}
+	}
 }
 
 // trim deletes the files whose records are all sealed. The intents in them that
 // are still open are kept in a file of their own first, without their request
 // bodies, so that recovery knows them however long ago they were recorded.
 func (s *sealer) trim(ctx context.Context) error {
-	files := s.spool.before(s.at.number)
+	files := s.spool.before(s.at.Number)
 	if len(files) == 0 {
 		return nil
 	}
@@ -228,8 +241,8 @@ func (s *sealer) intents(files []*spoolFile) ([]*Event, error) {
 	found := map[string]*Event{}
 	sources := []*spoolFile{{path: filepath.Join(s.directory, openFile)}}
 	for _, file := range append(sources, files...) {
-		if len(s.open) == 0 {
-			break
+		if len(found) == len(s.open) {
+			break // none is open, or all were found in an earlier file
 		}
 		data, err := os.ReadFile(file.path)
 		if errors.Is(err, os.ErrNotExist) && file.number == 0 {

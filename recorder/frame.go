@@ -16,6 +16,10 @@ import (
 //	        1 length of the audit ID, 2 zero, 8 sequence number,
 //	        payload (audit ID, record, newline), zeros up to a multiple of 8
 //
+// A piece of a stream is a frame too. It has no number of its own but carries that
+// of the record before it, and its payload is the audit ID and the piece in the
+// form of appendPiece.
+//
 // The CRC of a frame covers everything behind it and begins with the header's,
 // which is random because of the salt: bytes left over from another file never
 // verify. The start of the batch is the offset at which the write that brought
@@ -42,6 +46,8 @@ const (
 	kindNote    frameKind = iota + 1 // neither opens nor closes anything
 	kindIntent                       // opens its audit ID
 	kindOutcome                      // closes it
+	kindChunk                        // a note that names a chunk of a stream
+	kindPiece                        // no record: a piece of a stream
 )
 
 func kindOf(stage Stage) frameKind {
@@ -60,11 +66,16 @@ type frame struct {
 	seq   uint64
 	batch int64
 	id    []byte
-	line  []byte // with its newline
+	line  []byte // with its newline; of a piece its own form
 }
 
 func frameSize(id string, line []byte) int64 {
 	return (int64(frameHeader+len(id)+len(line)) + 7) &^ 7
+}
+
+// frameLength is how many bytes a frame takes, by its header.
+func frameLength(header []byte) int64 {
+	return (frameHeader + int64(binary.LittleEndian.Uint32(header)) + 7) &^ 7
 }
 
 // newHeader makes the header of a file and the seed of its checksums.
@@ -122,7 +133,7 @@ func parseFrame(data []byte, offset int64, seed uint32) (frame, int64, bool) {
 	}
 	idLength := int64(data[13])
 	if length <= idLength || length > int64(len(data)-frameHeader) || length > maxRecord+maxAuditID ||
-		f.kind < kindNote || f.kind > kindOutcome || f.batch > offset || data[14] != 0 || data[15] != 0 {
+		f.kind < kindNote || f.kind > kindPiece || f.batch > offset || data[14] != 0 || data[15] != 0 {
 		return frame{}, 0, false
 	}
 	sum := crc32.Update(seed, crc32.MakeTable(crc32.Castagnoli), data[:4])

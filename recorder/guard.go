@@ -67,7 +67,7 @@ func inspect(ctx context.Context, config *Config, uploader *uploader) (verdict, 
 // exist. Whatever the store answers other than "denied", it did not say no.
 func lint(ctx context.Context, store Store) ([]string, error) {
 	var excess []string
-	for _, prefix := range []string{journalPrefix, manifestPrefix, trustPrefix} {
+	for _, prefix := range []string{journalPrefix, manifestPrefix, streamPrefix, trustPrefix} {
 		err := store.DeleteVersion(ctx, prefix+"none", noVersion)
 		switch {
 		case errors.Is(err, ErrDenied):

@@ -80,10 +80,11 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func runAndKill(t *testing.T, directory string, round int) []string {
+func runAndKill(t *testing.T, directory string, round int, environment ...string) []string {
 	t.Helper()
 	command := exec.Command(os.Args[0], "-test.run=^$")
 	command.Env = append(os.Environ(), childVariable+"="+directory, "ROUND="+strconv.Itoa(round))
+	command.Env = append(command.Env, environment...)
 	command.Stderr = os.Stderr
 	output, err := command.StdoutPipe()
 	if err != nil {
@@ -133,6 +134,10 @@ func childMain(directory string) int {
 		time.Sleep(time.Millisecond)
 	}
 	fmt.Println("ready")
+	if os.Getenv("STREAMS") != "" {
+		childStreams(r)
+		return 1
+	}
 	var group sync.WaitGroup
 	for writer := range 8 {
 		group.Go(func() {

@@ -13,10 +13,12 @@ import (
 // Where objects lie in the bucket. The segments and manifests of one day and one
 // stream share the rest of their path, and the number at the end has a fixed
 // width, so that listings come in the order of the numbers. Days never go back
-// within a stream, and a manifest lies in the day of its segment.
+// within a stream, and a manifest lies in the day of its segment. The chunks of a
+// recorded stream lie in the days in which they were made.
 const (
 	journalPrefix  = "v1/journal/"
 	manifestPrefix = "v1/manifests/"
+	streamPrefix   = "v1/streams/"
 	trustPrefix    = "v1/trust/"
 	canaryPrefix   = "v1/canary/"
 
@@ -31,6 +33,14 @@ func segmentKey(cluster, day, stream string, first uint64) string {
 
 func manifestKey(cluster, day, stream string, number uint64) string {
 	return fmt.Sprintf("%scluster=%s/dt=%s/%s/%012d%s", manifestPrefix, cluster, day, stream, number, manifestSuffix)
+}
+
+func chunkFolder(cluster, day, auditID string) string {
+	return fmt.Sprintf("%scluster=%s/dt=%s/%s/", streamPrefix, cluster, day, auditID)
+}
+
+func chunkKey(cluster, day, auditID string, number uint64) string {
+	return fmt.Sprintf("%s%06d%s", chunkFolder(cluster, day, auditID), number, segmentSuffix)
 }
 
 func trustKey(hash string) string { return trustPrefix + hash + trustSuffix }

@@ -68,11 +68,11 @@ func (f *fixture) abandon(r *recorder.Recorder) {
 	_ = r.Close(ctx) // says that the spool is kept, or nothing if it was faster
 }
 
-// sealed waits until every durable record is in the bucket.
+// sealed waits until every durable record and frame is in the bucket.
 func (f *fixture) sealed(r *recorder.Recorder) {
 	f.Helper()
 	recordertest.Eventually(f, "everything is sealed", func() error {
-		if status := r.Status(); status.Sealed != status.Durable {
+		if status := r.Status(); status.Sealed != status.Durable || !status.OldestUnsealed.IsZero() {
 			return fmt.Errorf("sealed %d of %d: %v", status.Sealed, status.Durable, status.Failing)
 		}
 		return nil

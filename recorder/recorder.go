@@ -118,7 +118,7 @@ func (r *Recorder) adoptOrphans() error {
 			return err
 		}
 		r.orphans = append(r.orphans, orphan)
-		if err := orphan.recoverIntents(); err != nil {
+		if err := errors.Join(orphan.recoverIntents(), orphan.recoverNames()); err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,7 @@ const (
 	LockMissing      Reason = "lock_missing"      // not locked in COMPLIANCE mode, or too briefly
 	Fork             Reason = "fork"              // two valid manifests with one number
 	Truncated        Reason = "truncated"         // the end of a stream was taken away
+	TotalsDiffer     Reason = "totals_differ"     // a recorded stream is not as long as its record says
 	DeleteMarker     Reason = "delete_marker"     // note: hidden, the content is there
 	StreamOpen       Reason = "open"              // note: no closing manifest (yet)
 	HeartbeatMissing Reason = "heartbeat_missing" // note: an open stream is silent
@@ -84,6 +85,12 @@ type Report struct {
 	Bytes      int64          `json:"bytes"` // of records, decompressed
 	// Unknown counts records that say that an outcome is not known.
 	Unknown uint64 `json:"unknown"`
+	// Recordings counts recorded streams (of exec, attach and port-forward), Chunks
+	// and Frames what they consist of, StreamBytes the data in the frames.
+	Recordings  uint64 `json:"recordings"`
+	Chunks      uint64 `json:"chunks"`
+	Frames      uint64 `json:"frames"`
+	StreamBytes uint64 `json:"streamBytes"`
 	// Omitted counts findings and notes beyond the first thousand of each.
 	Omitted uint64 `json:"omitted,omitempty"`
 
@@ -133,11 +140,28 @@ func (r *Report) count(segment segmentFacts) {
 	r.Unknown += segment.unknown
 }
 
+func (r *Report) countRecording() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Recordings++
+}
+
+func (r *Report) countChunk(t totals) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Chunks++
+	r.Frames += t.frames
+	r.StreamBytes += t.sum()
+}
+
 // sort puts findings in the order of streams and numbers, so that the first is
-// the first bad record.
+// the first bad record; those of no stream may follow from it and come last.
 func (r *Report) sort() {
 	for _, list := range [][]Finding{r.Findings, r.Notes} {
 		slices.SortStableFunc(list, func(a, b Finding) int {
+			if (a.Stream == "") != (b.Stream == "") {
+				return cmp.Compare(b.Stream, a.Stream)
+			}
 			return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Stream, b.Stream), cmp.Compare(a.Seq, b.Seq))
 		})
 	}

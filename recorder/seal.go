@@ -26,9 +26,11 @@ type sealer struct {
 
 	state   sealState
 	unknown bool     // the pending object may be stored already
-	at      position // records before it are sealed
-	seen    uint64   // number of the last record before at
+	at      position // what lies before it is sealed
+	work    workspace
+	file    string // that had the last chunks
 	open    map[string]struct{}
+	named   map[string]struct{} // keys of chunks that recovery found a record of
 	bundle  archivedBundle
 	touched time.Time // when the last manifest was stored
 	// signed is the SVID of the last signature, and the trust bundle it named.
@@ -41,82 +43,119 @@ type sealer struct {
 // errEnough ends a scan.
 var errEnough = errors.New("enough")
 
-// sealSome seals the next durable records, at most one segment of them, and
-// says whether there were any.
+// sealSome seals what is durable next, at most one segment of records and as much
+// of streams, and says whether there was anything.
 func (s *sealer) sealSome(ctx context.Context) (bool, error) {
 	extent, ok := s.spool.after(s.at)
 	if !ok {
 		return false, nil
 	}
-	data, err := extent.read(s.config.SegmentBytes)
+	data, err := extent.read(s.config.SegmentBytes, s.work.data)
 	if err != nil {
 		return false, s.fate.die(fmt.Errorf("reading the spool back: %w", err))
 	}
-	var body bytes.Buffer
-	manifest, end, err := s.compress(&body, data, extent)
+	s.work.data = data
+	p, err := s.sort(data, extent)
 	if err != nil {
 		return false, s.fate.die(fmt.Errorf("reading the spool back: %w", err))
 	}
-	next := position{number: extent.number, offset: end}
-	if manifest.Count > 0 {
+	// The chunks go first: where a closing record is in the bucket, all of its
+	// stream is, too.
+	if err := s.storeChunks(ctx, p); err != nil {
+		return false, err
+	}
+	if manifest := p.manifest; manifest.Count > 0 {
 		manifest.Key = segmentKey(s.state.Cluster, s.day(), s.state.Stream, manifest.First)
-		manifest.SHA256, manifest.Size = hashOf(body.Bytes()), int64(body.Len())
-		if err := s.propose(ctx, manifest, body.Bytes()); err != nil {
+		manifest.SHA256, manifest.Size = hashOf(p.segment.Bytes()), int64(p.segment.Len())
+		if err := s.propose(ctx, manifest, p.segment.Bytes()); err != nil {
 			return false, err
 		}
-		s.spool.sealedTo(s.state.Sealed, end-extent.from)
 	}
-	s.at = next
+	s.at = p.end
+	s.spool.sealedTo(s.at, s.at.Offset-extent.from)
 	return true, s.trim(ctx)
 }
 
-// compress writes a segment's lines and returns what its manifest says about
-// them. Frames the bucket already holds (after a restart) only count for the
-// open intents.
-func (s *sealer) compress(body *bytes.Buffer, data []byte, extent extent) (Manifest, int64, error) {
-	s.encoder.Reset(body)
-	m := Manifest{Kind: KindSegment}
-	end, err := scanFrames(data, extent.from, extent.seed, func(f frame, _ int64) error {
-		if f.seq > s.state.Sealed {
-			if m.Count > 0 && m.RawSize+int64(len(f.line)) > s.config.SegmentBytes {
+// portion is what of an extent is sealed at once.
+type portion struct {
+	end      position
+	manifest Manifest
+	segment  bytes.Buffer
+	pieces   map[string][][]byte // of streams, by audit ID
+	order    []string            // of those audit IDs
+	ended    []string            // audit IDs with a closing record
+}
+
+// sort compresses the records of an extent into a segment, with what its manifest
+// says about them, and puts the pieces of streams aside, which alias data. What the
+// bucket already holds (after a restart) only counts for what is open.
+func (s *sealer) sort(data []byte, extent extent) (*portion, error) {
+	p := &portion{manifest: Manifest{Kind: KindSegment}, pieces: map[string][][]byte{}}
+	s.encoder.Reset(&p.segment)
+	taken := int64(0)
+	end, err := scanFrames(data, extent.from, extent.seed, func(f frame, end int64) error {
+		piece, size := f.kind == kindPiece, int64(len(f.line))
+		if piece && s.state.Chunked.before(position{extent.number, end}) || !piece && f.seq > s.state.Sealed {
+			if taken > 0 && taken+size > s.config.SegmentBytes {
 				return errEnough
 			}
+			taken += size
+			if piece {
+				p.add(f)
+				return nil
+			}
+			m := &p.manifest
 			if m.Count == 0 {
 				m.First = f.seq
 			}
-			m.Count, m.Last = m.Count+1, f.seq
-			m.RawSize += int64(len(f.line))
+			m.Count, m.Last, m.RawSize = m.Count+1, f.seq, m.RawSize+size
 			if _, err := s.encoder.Write(f.line); err != nil {
 				return err
 			}
 		}
-		s.track(f)
+		s.track(f, p)
 		return nil
 	})
+	p.end = position{extent.number, end}
 	if err != nil && !errors.Is(err, errEnough) {
-		return m, end, err
+		return p, err
 	}
 	whole := int64(len(data)) == extent.to-extent.from
 	if end == extent.from || whole && err == nil && end < extent.to {
-		return m, end, fmt.Errorf("%w: %s at offset %d", ErrDamaged, extent.path, end)
+		return p, fmt.Errorf("%w: %s at offset %d", ErrDamaged, extent.path, end)
 	}
-	return m, end, s.encoder.Close()
+	return p, s.encoder.Close()
 }
 
-func (s *sealer) track(f frame) {
-	s.seen = f.seq
+func (p *portion) add(f frame) {
+	id := string(f.id)
+	if p.pieces[id] == nil {
+		p.order = append(p.order, id)
+	}
+	p.pieces[id] = append(p.pieces[id], f.line)
+}
+
+func (s *sealer) track(f frame, p *portion) {
 	switch f.kind {
 	case kindIntent:
 		s.open[string(f.id)] = struct{}{}
 	case kindOutcome:
 		delete(s.open, string(f.id))
+		p.ended = append(p.ended, string(f.id))
 	}
 }
 
 // sealAll seals everything that is durable now. What becomes durable meanwhile
 // waits for its own second, or under load this would never end.
 func (s *sealer) sealAll(ctx context.Context) error {
-	for end := s.spool.durableSeq(); s.seen < end; {
+	if err := s.name(ctx); err != nil {
+		return err
+	}
+	end := s.spool.durableEnd()
+	if !s.at.before(end) {
+		s.work = workspace{}
+	}
+	for s.at.before(end) {
 		if more, err := s.sealSome(ctx); err != nil || !more {
 			return err
 		}
@@ -161,7 +200,7 @@ func (s *sealer) settle(ctx context.Context) error {
 			return err
 		}
 	}
-	existed, err := s.put(ctx, p.Key, s.config.Retention, func() ([]byte, error) { return s.signature(ctx, p) }, nil)
+	existed, err := s.put(ctx, p.Key, func() ([]byte, error) { return s.signature(ctx, p) }, nil)
 	if err != nil {
 		return err
 	}
@@ -185,7 +224,7 @@ func (s *sealer) settleSegment(ctx context.Context, p *pending) error {
 	if err != nil {
 		return s.fate.die(fmt.Errorf("reading the pending segment: %w", err))
 	}
-	_, err = s.put(ctx, p.Manifest.Key, s.config.Retention, func() ([]byte, error) { return body, nil },
+	_, err = s.put(ctx, p.Manifest.Key, func() ([]byte, error) { return body, nil },
 		func(stored Stored) { p.Manifest.Version = stored.Version })
 	return err
 }
@@ -241,12 +280,22 @@ func validAt(certificate *x509.Certificate, now time.Time) bool {
 	return !now.Before(certificate.NotBefore) && !now.After(certificate.NotAfter)
 }
 
-// put stores one object, however often that must be tried.
+// put stores one object, however often that must be tried, and dies of a fork.
+func (s *sealer) put(ctx context.Context, key string, body func() ([]byte, error), taken func(Stored)) (existed bool, err error) {
+	existed, err = s.insist(ctx, key, &s.unknown, body, taken)
+	if errors.Is(err, ErrExists) {
+		err = s.fork(ctx, key)
+	}
+	return existed, err
+}
+
+// insist stores one object, however often that must be tried. It may run for
+// several objects at once.
 //
 // An answer that leaves open whether the object was stored is remembered: after
 // it, "exists" means that it was. Without it, "exists" means that somebody else
-// writes under our name.
-func (s *sealer) put(ctx context.Context, key string, retention time.Duration, body func() ([]byte, error), taken func(Stored)) (existed bool, err error) {
+// writes under our name, and is returned.
+func (s *sealer) insist(ctx context.Context, key string, unknown *bool, body func() ([]byte, error), taken func(Stored)) (existed bool, err error) {
 	for attempt := 0; ; attempt++ {
 		if err := s.fate.err(); err != nil {
 			return false, err
@@ -255,21 +304,21 @@ func (s *sealer) put(ctx context.Context, key string, retention time.Duration, b
 		if err != nil {
 			s.uploader.fail(err)
 		} else {
-			stored, err := s.uploader.attempt(ctx, key, data, retention)
+			stored, err := s.uploader.attempt(ctx, key, data, s.config.Retention)
 			switch {
 			case err == nil:
-				s.unknown = false
+				*unknown = false
 				if taken != nil {
 					taken(stored)
 				}
 				return false, nil
-			case errors.Is(err, ErrExists) && s.unknown:
-				s.unknown = false
+			case errors.Is(err, ErrExists) && *unknown:
+				*unknown = false
 				return true, nil
 			case errors.Is(err, ErrExists):
-				return false, s.fork(ctx, key)
+				return false, err
 			case !errors.Is(err, ErrRefused):
-				s.unknown = true
+				*unknown = true
 			}
 		}
 		if err := s.uploader.pause(ctx, attempt); err != nil {

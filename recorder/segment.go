@@ -17,6 +17,7 @@ import (
 type segmentReader struct {
 	decoder *zstd.Decoder
 	buffer  []byte
+	line    lineReader
 }
 
 func newSegmentReader() (*segmentReader, error) {
@@ -70,6 +71,8 @@ type segmentFacts struct {
 	count       uint64
 	raw         int64
 	unknown     uint64
+	chunks      []chunkFact
+	ends        []endFact
 }
 
 // flaw is what is wrong with a segment.
@@ -103,6 +106,10 @@ func (s *segmentReader) check(content io.Reader, m *Manifest) (segmentFacts, *fl
 		}
 		if event.Annotations[AnnotationOutcome] == OutcomeUnknown {
 			facts.unknown++
+		}
+		if err := facts.note(event, m.Cluster); err != nil {
+			bad = &flaw{Malformed, facts.next, err.Error()}
+			return err
 		}
 		facts.count++
 		facts.next++

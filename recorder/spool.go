@@ -63,7 +63,11 @@ type spool struct {
 
 	durable  uint64 // number of the last record that was synced
 	unsealed int64  // bytes of frames not yet sealed
-	marks    []mark // when unsealed records became durable; oldest first
+	marks    []mark // when unsealed frames became durable; oldest first
+
+	streams map[string]*Stream // begun, and without a closing record
+	pieces  int64              // bytes of pieces of streams in queue or being written
+	room    chan struct{}      // closed when a stream may go on; nil if none waits
 }
 
 type spoolFile struct {
@@ -73,22 +77,24 @@ type spoolFile struct {
 	seed   uint32
 	file   *os.File // nil if an earlier process wrote it
 	end    int64    // durable frames end here
-	last   uint64   // number of the last record in it, 0 if none
 }
 
-// mark says that the records from first on became durable at or after at.
+// mark says that the frames from a position on became durable at or after at.
+// first is the number of the first of them.
 type mark struct {
+	position
 	first uint64
 	at    time.Time
 }
 
-// record is one encoded event.
+// record is one encoded event, or one encoded piece of a stream.
 type record struct {
 	buffer []byte
 	digits int // where its number is
 	kind   frameKind
 	id     string
 	seq    uint64
+	stream *Stream // of a piece
 }
 
 // openSpool reads what an earlier process left in directory and starts the
@@ -97,6 +103,7 @@ func openSpool(directory string, config spoolConfig, sealed uint64) (*spool, err
 	s := &spool{
 		directory: directory, config: config,
 		grown: make(chan struct{}, 1), retry: make(chan struct{}, 1),
+		streams: map[string]*Stream{},
 	}
 	s.encoded.New = func() any { return new(record) }
 	s.work, s.supply = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
@@ -110,13 +117,17 @@ func openSpool(directory string, config spoolConfig, sealed uint64) (*spool, err
 }
 
 // append encodes an event and queues it for the writer.
-func (s *spool) append(event *Event) (Receipt, error) { return s.enqueue(event, false) }
+func (s *spool) append(event *Event) (Receipt, error) {
+	return s.enqueue(event, kindOf(event.Stage), false)
+}
 
-// last is append for the records that close a stream, made from recorded ones; it
-// works after stop.
-func (s *spool) last(event *Event) (Receipt, error) { return s.enqueue(event, true) }
+// last is append for the records the sealer makes from recorded ones; it works
+// after stop.
+func (s *spool) last(event *Event, kind frameKind) (Receipt, error) {
+	return s.enqueue(event, kind, true)
+}
 
-func (s *spool) enqueue(event *Event, closing bool) (Receipt, error) {
+func (s *spool) enqueue(event *Event, kind frameKind, closing bool) (Receipt, error) {
 	now := s.config.now()
 	encoded := s.encoded.Get().(*record)
 	var err error
@@ -129,22 +140,30 @@ func (s *spool) enqueue(event *Event, closing bool) (Receipt, error) {
 		s.recycle(encoded)
 		return Receipt{}, err
 	}
-	encoded.kind, encoded.id = kindOf(event.Stage), event.AuditID
+	encoded.kind, encoded.id = kind, event.AuditID
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.admitLocked(now, closing, encoded.kind == kindOutcome); err != nil {
+	if err := s.admitLocked(now, closing, kind == kindOutcome || kind == kindChunk); err != nil {
 		s.recycle(encoded)
 		return Receipt{}, err
 	}
 	encoded.seq = s.next
 	s.next++
 	stampSeq(encoded.buffer[encoded.digits:], encoded.seq)
+	if kind == kindOutcome {
+		s.endLocked(event.AuditID)
+	}
+	return Receipt{seq: encoded.seq, batch: s.queueLocked(encoded, size)}, nil
+}
+
+// queueLocked puts what has its number into the batch that is being filled.
+func (s *spool) queueLocked(encoded *record, size int64) *batch {
 	b := s.batchLocked(size)
 	b.records = append(b.records, encoded)
 	b.size += size
 	s.scheduleLocked(encoded.kind)
-	return Receipt{seq: encoded.seq, batch: b}, nil
+	return b
 }
 
 // unavailable returns why append would refuse now, nil if it would not.
@@ -155,10 +174,10 @@ func (s *spool) unavailable() error {
 	return s.admitLocked(now, false, false)
 }
 
-// admitLocked decides whether a record may get a number. What ends a call may
-// wait longer for the bucket than what begins one: the call was made, and its
-// outcome is owed.
-func (s *spool) admitLocked(now time.Time, closing, outcome bool) error {
+// admitLocked decides whether a record may get a number. What ends a call, or
+// names what the bucket has already taken, may wait longer for the bucket than
+// what begins a call: it is owed.
+func (s *spool) admitLocked(now time.Time, closing, owed bool) error {
 	if err := s.config.fate.err(); err != nil {
 		return err
 	}
@@ -171,7 +190,7 @@ func (s *spool) admitLocked(now time.Time, closing, outcome bool) error {
 		}
 		s.starved = false
 	}
-	if !outcome && len(s.marks) > 0 && now.Sub(s.marks[0].at) > s.config.ageLimit {
+	if !owed && len(s.marks) > 0 && now.Sub(s.marks[0].at) > s.config.ageLimit {
 		return fmt.Errorf("%w: record %d waits for the bucket since %s, longer than the limit of %s; see to the bucket, nothing is lost",
 			ErrUnavailable, s.marks[0].first, s.marks[0].at.UTC().Format(time.RFC3339), s.config.ageLimit)
 	}
@@ -278,13 +297,14 @@ func (s *spool) publish(file *spoolFile, b *batch) {
 	now := s.config.now()
 	first, last := b.records[0].seq, b.records[len(b.records)-1].seq
 	s.mu.Lock()
-	file.end += b.size
-	file.last, s.durable = last, last
-	s.unsealed += b.size
 	if n := len(s.marks); n == 0 || now.Sub(s.marks[n-1].at) > time.Second {
-		s.marks = append(s.marks, mark{first: first, at: now})
+		s.marks = append(s.marks, mark{position: position{file.number, file.end}, first: first, at: now})
 	}
+	file.end += b.size
+	s.durable = last
+	s.unsealed += b.size
 	full := s.unsealed >= s.config.segment
+	s.settleLocked(b, true)
 	s.mu.Unlock()
 	close(b.done)
 	if full {
@@ -312,6 +332,9 @@ func (s *spool) refuse(b *batch, err error) {
 }
 
 func (s *spool) fail(b *batch, err error) {
+	s.mu.Lock()
+	s.settleLocked(b, false)
+	s.mu.Unlock()
 	b.err = err
 	close(b.done)
 }
@@ -321,7 +344,7 @@ func (s *spool) recycle(r *record) {
 	if cap(r.buffer) > 64<<10 {
 		return
 	}
-	r.buffer = r.buffer[:0]
+	r.buffer, r.stream = r.buffer[:0], nil
 	s.encoded.Put(r)
 }
 

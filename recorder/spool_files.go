@@ -73,8 +73,12 @@ func (s *spool) lastNumberLocked() uint64 {
 
 // position is a place between two frames. The zero position is before all.
 type position struct {
-	number uint64
-	offset int64
+	Number uint64 // of the file
+	Offset int64
+}
+
+func (p position) before(other position) bool {
+	return p.Number < other.Number || p.Number == other.Number && p.Offset < other.Offset
 }
 
 // extent is a run of durable frames in one file.
@@ -90,27 +94,37 @@ type extent struct {
 func (s *spool) after(p position) (extent, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.afterLocked(p)
+}
+
+func (s *spool) afterLocked(p position) (extent, bool) {
 	for _, file := range s.files {
 		from := int64(fileHeader)
-		if file.number == p.number {
-			from = p.offset
+		if file.number == p.Number {
+			from = p.Offset
 		}
-		if file.number >= p.number && from < file.end {
+		if file.number >= p.Number && from < file.end {
 			return extent{path: file.path, number: file.number, seed: file.seed, from: from, to: file.end}, true
 		}
 	}
 	return extent{}, false
 }
 
-// read returns the bytes of an extent, at most limit unless the first frame
-// alone is longer; scanFrames stops at a frame that was cut off.
-func (e extent) read(limit int64) ([]byte, error) {
+// read returns the bytes of an extent in buffer, or in a new one if it is too
+// small: at most limit unless the first frame alone is longer; scanFrames stops at
+// a frame that was cut off.
+func (e extent) read(limit int64, buffer []byte) ([]byte, error) {
 	file, err := os.Open(e.path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	data := make([]byte, min(e.to-e.from, limit+maxRecord))
+	data := slices.Grow(buffer[:0], frameHeader)[:frameHeader]
+	if _, err := file.ReadAt(data, e.from); err != nil {
+		return nil, err
+	}
+	size := int(min(e.to-e.from, max(limit, frameLength(data))))
+	data = slices.Grow(data[:0], size)[:size]
 	if _, err := file.ReadAt(data, e.from); err != nil {
 		return nil, err
 	}
@@ -124,6 +138,16 @@ func (s *spool) durableSeq() uint64 {
 	return s.durable
 }
 
+// durableEnd is where the frames on disk end.
+func (s *spool) durableEnd() position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.files); n > 0 {
+		return position{s.files[n-1].number, s.files[n-1].end}
+	}
+	return position{}
+}
+
 // usage is the bytes the spool takes and since when its oldest unsealed record
 // has been durable, the zero time if all are sealed.
 func (s *spool) usage() (bytes int64, oldest time.Time) {
@@ -135,17 +159,19 @@ func (s *spool) usage() (bytes int64, oldest time.Time) {
 	return s.bytes, oldest
 }
 
-// sealedTo notes that records up to seq, bytes of frames, are in the bucket.
-func (s *spool) sealedTo(seq uint64, bytes int64) {
+// sealedTo notes that what lies before a position is in the bucket; bytes of it
+// were not before.
+func (s *spool) sealedTo(p position, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unsealed = max(0, s.unsealed-bytes)
-	for len(s.marks) > 1 && s.marks[1].first <= seq+1 {
+	for len(s.marks) > 1 && !p.before(s.marks[1].position) {
 		s.marks = s.marks[1:]
 	}
-	if seq >= s.durable {
+	if _, more := s.afterLocked(p); !more {
 		s.marks = nil
 	}
+	s.wakeLocked()
 }
 
 // before returns the files with a lower number, oldest first.
@@ -193,7 +219,7 @@ func (s *spool) load(sealed uint64) error {
 			return fmt.Errorf("cutting %s behind its last record: %w", file.path, err)
 		}
 	}
-	if s.durable > sealed {
+	if len(s.files) > 0 && (s.durable > sealed || found.pieces) {
 		s.marks = []mark{{first: sealed + 1, at: s.config.now()}}
 	}
 	return syncDirectory(s.directory)
@@ -204,6 +230,7 @@ type survey struct {
 	sealed   uint64
 	next     uint64 // number of the record to come, 0: none was seen
 	unsealed int64  // bytes of frames after record sealed
+	pieces   bool   // there are pieces of streams
 	files    []*spoolFile
 	torn     string // the file that ends in a torn tail; nothing may follow
 }
@@ -216,17 +243,22 @@ func (v *survey) add(path string, number uint64) error {
 	file := &spoolFile{number: number, path: path}
 	file.seed, _ = parseHeader(data, number)
 	end, torn, err := scanFile(data, number, func(f frame, _ int64) error {
+		next := f.seq // the number that would be next here
+		if f.kind == kindPiece {
+			next++
+			v.pieces = true
+		}
 		switch {
-		case f.seq < v.next, f.seq > max(v.next, v.sealed+1):
+		case next < v.next, next > max(v.next, v.sealed+1):
 			// A gap among sealed records only means that of several files to trim
 			// the deletion of a later one survived a power cut.
 			return fmt.Errorf("%w: record %d is missing", ErrDamaged, max(v.next, v.sealed+1))
 		case v.torn != "":
 			return fmt.Errorf("%w: %s ends in the middle and record %d follows", ErrDamaged, v.torn, f.seq)
-		case f.seq > v.sealed:
+		case f.kind == kindPiece || f.seq > v.sealed:
 			v.unsealed += frameSize(string(f.id), f.line)
 		}
-		v.next, file.last = f.seq+1, f.seq
+		v.next = f.seq + 1
 		return nil
 	})
 	if torn {
@@ -241,7 +273,7 @@ func (v *survey) add(path string, number uint64) error {
 // last good frame, durably, before anything is written behind it: otherwise the
 // next recovery would find a torn tail in the middle and call it damage.
 func (s *spool) adopt(file *spoolFile) error {
-	if file.last == 0 { // made ahead and never used, or its only batch was torn
+	if file.end <= fileHeader { // made ahead and never used, or its only batch was torn
 		return os.Remove(file.path)
 	}
 	opened, err := os.OpenFile(file.path, os.O_RDWR, 0)

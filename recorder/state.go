@@ -32,7 +32,12 @@ type sealState struct {
 	Day      string
 	Pending  *pending `json:",omitempty"`
 	Closed   bool     `json:",omitempty"` // the closing manifest is stored
-	Fork     string   `json:",omitempty"` // key of the object somebody else wrote
+
+	Chunked position          // what lies before it of streams is in stored chunks
+	Chunks  *pendingChunks    `json:",omitempty"`
+	Last    map[string]uint64 `json:",omitempty"` // number of the last chunk, by audit ID
+	Owed    []chunk           `json:",omitempty"` // stored, and not named by a durable record
+	Fork    string            `json:",omitempty"` // key of the object somebody else wrote
 }
 
 // pending is a manifest on its way, and the segment it is about. The segment's

@@ -7,8 +7,8 @@ import "time"
 type Status struct {
 	Stream     string
 	SpoolBytes int64 // of all streams in the spool
-	// OldestUnsealed is since when the oldest record that is not in the bucket
-	// has been durable; zero if there is none.
+	// OldestUnsealed is since when the oldest record or frame that is not in the
+	// bucket has been durable; zero if there is none.
 	OldestUnsealed time.Time
 	Durable        uint64    // number of the last durable record
 	Sealed         uint64    // number of the last record in the bucket

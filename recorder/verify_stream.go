@@ -344,24 +344,10 @@ func (d *dayWalk) named(ctx context.Context, m *signedManifest) error {
 	return d.advance()
 }
 
-// checkSegment reads the version of a segment that was signed. If the broker did
-// not learn its version, the first one must be it.
+// checkSegment reads the version of a segment that was signed.
 func (d *dayWalk) checkSegment(ctx context.Context, m *signedManifest, versions []Version, s *streamState) error {
-	chosen, ok := oldest(versions)
-	for _, version := range versions {
-		if m.Version != "" && version.ID == m.Version {
-			chosen, ok = version, true
-		}
-	}
-	for _, version := range versions {
-		if version.Marker {
-			d.report.note(s.finding(DeleteMarker, version.Key, "hidden by a delete marker; its content is checked all the same"))
-		} else if version != chosen {
-			d.report.find(s.finding(ExtraVersion, version.Key, "written again, as version "+version.ID))
-		}
-	}
-	if !ok || m.Version != "" && chosen.ID != "" && chosen.ID != m.Version {
-		d.report.find(s.finding(MissingObject, m.Key, "the version that was signed is not there"))
+	chosen, ok := d.pick(versions, m.Version, s.finding("", m.Key, ""))
+	if !ok {
 		return nil
 	}
 	if err := d.checkLock(ctx, chosen, s.finding("", "", "")); err != nil {
@@ -387,5 +373,6 @@ func (d *dayWalk) checkSegment(ctx context.Context, m *signedManifest, versions 
 		return nil
 	}
 	d.report.count(facts)
+	d.recordings.take(s, facts)
 	return nil
 }

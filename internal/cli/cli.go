@@ -79,6 +79,7 @@ func command(terminal func(any) bool) *cobra.Command {
                    prepare RBAC for a policy           taskgate policy rbac NAME
   As an auditor:   prove that the record is whole      taskgate verify
                    read what agents did                taskgate records
+                   see what passed in their shells     taskgate streams, taskgate replay AUDIT-ID
 
 Agents do not need it: they use kubectl through their sidecar. Scripts may use
 taskgate wait NAME.
@@ -99,7 +100,7 @@ Exit codes: 0 done, 1 the answer is no, 2 it could not be done or told.`,
 	}
 	group(forApprovers, pendingCommand(), showCommand(terminal), decideCommand(approving(), terminal), decideCommand(denying(), terminal), waitCommand())
 	group(forOperators, grantsCommand(), revokeCommand(), suspendCommand(), resumeCommand(), policyCommand())
-	group(forAuditors, verifyCommand(), recordsCommand())
+	group(forAuditors, verifyCommand(), recordsCommand(), streamsCommand(), replayCommand(terminal))
 	root.AddCommand(versionCommand())
 	return root
 }

@@ -84,9 +84,10 @@ func (o *recordsOptions) run(cmd *cobra.Command, args []string) error {
 	return flush()
 }
 
-// row shows one record. Intents are left out: the outcome says it all.
+// row shows one record. Intents are left out, as the outcome says it all, and so are
+// the names of chunks, which are for machines.
 func row(out io.Writer, e *recorder.Event) error {
-	if e.Stage == recorder.StageRequestReceived {
+	if e.Stage == recorder.StageRequestReceived || e.Annotations[recorder.AnnotationChunk] != "" {
 		return nil
 	}
 	result := e.Annotations[recorder.AnnotationReason]

@@ -176,6 +176,9 @@ func printReport(out io.Writer, report *recorder.Report) error {
 	} else {
 		p.line("BROKEN: %s; the first: %s", count(len(report.Findings), "finding"), inert.Line(report.Findings[0].String()))
 	}
+	if report.Recordings > 0 {
+		p.line("  %s recorded: %d frames in %d chunks, %d bytes", count(int(report.Recordings), "stream"), report.Frames, report.Chunks, report.StreamBytes)
+	}
 	for _, stream := range report.Streams {
 		p.line("  stream %s/%s: records 1 to %d, %s, last manifest %d at %s", inert.Line(stream.Cluster), inert.Line(stream.Stream), stream.Last, stream.End,
 			stream.Number, stream.Time.UTC().Format(time.RFC3339))

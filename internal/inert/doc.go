@@ -12,5 +12,8 @@
 // different texts never look the same. What would be visible but misleading, a word
 // of letters of several scripts, is left as it is and named by [Suspicious].
 //
+// What a program printed to a terminal is shown as it looked, by [Screen], without
+// anything a terminal would act on.
+//
 // Nothing fails: any sequence of bytes has an inert form, and empty stays empty.
 package inert
