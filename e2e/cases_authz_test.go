@@ -14,7 +14,9 @@ import (
 var (
 	asMerge     = map[string]string{"Content-Type": "application/merge-patch+json"}
 	asApply     = map[string]string{"Content-Type": "application/apply-patch+yaml"}
-	asWebSocket = map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "v5.channel.k8s.io"}
+	asWebSocket = map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "v5.channel.k8s.io, SPDY/3.1+portforward.k8s.io"}
+	asSPDY      = map[string]string{"Connection": "Upgrade", "Upgrade": "SPDY/3.1", "X-Stream-Protocol-Version": "v4.channel.k8s.io, portforward.k8s.io"}
+	asBearer    = map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.dG9rZW4"}
 )
 
 // TestNever: no grant gives what is never allowed, not even one of everything.
@@ -133,7 +135,6 @@ func TestGates(t *testing.T) {
 	}
 	rig.play(t, []row{
 		gated("DELETE", "/api/v1/namespaces/case-b"), with(`{"metadata":{"name":"case-b"},"spec":{"finalizers":["kubernetes"]}}`, gated("PUT", "/api/v1/namespaces/case-b/finalize")), gated("DELETE", casePods),
-		gated("POST", casePod+"/exec"), gated("GET", casePod+"/exec"), gated("POST", casePod+"/attach"), gated("POST", casePod+"/portforward"),
 		gated("PATCH", casePod+"/ephemeralcontainers"), with(`{"metadata":{"name":"web-0"}}`, gated("PUT", casePod+"/ephemeralcontainers")),
 		gated("GET", "/api/v1/namespaces/case-a/secrets/db"), gated("GET", "/api/v1/namespaces/case-a/secrets"), gated("GET", "/api/v1/secrets"),
 		gated("GET", "/api/v1/secrets?watch=true"), gated("PATCH", "/api/v1/namespaces/case-a/secrets/db"),
@@ -144,12 +145,20 @@ func TestGates(t *testing.T) {
 			gated("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions")), gated("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/globes.case.example.org"),
 		with(`{"metadata":{"name":"gated"},"spec":{"capacity":{"storage":"1Gi"},"accessModes":["ReadWriteOnce"],"nfs":{"server":"nfs","path":"/"}}}`, gated("POST", "/api/v1/persistentvolumes")), gated("PATCH", "/api/v1/nodes/kwok-0"), gated("PATCH", "/api/v1/nodes/kwok-0/status"), gated("DELETE", "/api/v1/nodes/kwok-0"),
 	})
+	stream := func(method, subresource string, header map[string]string) row {
+		return row{id: "T101", name: "gate", who: rig.all, method: method, target: casePod + "/" + subresource, header: header, code: 403, reason: "ApprovalRequired"}
+	}
+	rig.playHTTP1(t, []row{
+		stream("POST", "exec?command=ls&stdout=true", asSPDY), stream("GET", "exec?command=ls&stdout=true", asWebSocket),
+		stream("POST", "attach?stdout=true", asSPDY), stream("GET", "attach?stdout=true", asWebSocket), stream("POST", "portforward", asSPDY), stream("GET", "portforward", asWebSocket),
+	})
 	if phase := rig.admin(t, "get", "namespace", "case-b", "-o=jsonpath={.status.phase}"); phase != "Active" {
 		t.Errorf("T101: the namespace is %s", phase)
 	}
 }
 
-// TestUpgrades: none is forwarded in this version.
+// TestUpgrades: exec, attach and port-forward are upgraded to what can be recorded,
+// and nothing else is forwarded.
 func TestUpgrades(t *testing.T) {
 	rig := newCasesRig(t)
 	var rows []row
@@ -162,7 +171,8 @@ func TestUpgrades(t *testing.T) {
 			rows = append(rows, row{id: "T079", name: token + " " + target, who: rig.all, method: "GET", target: target, header: header, code: 403, reason: "BadUpgrade"})
 		}
 	}
-	rows = append(rows, row{id: "T042", name: "websocket with a bearer", who: rig.all, method: "GET", target: casePod + "/exec", header: asWebSocket, code: 403, reason: "BadUpgrade"})
+	rows = append(rows, row{id: "T042", name: "websocket with a bearer", who: rig.all, method: "GET", target: casePod + "/exec?command=ls&stdout=true", header: asBearer, code: 403, reason: "BadUpgrade"},
+		row{id: "T042", name: "exec without an upgrade", who: rig.all, method: "POST", target: casePod + "/exec?command=ls&stdout=true", code: 403, reason: "BadUpgrade"})
 	rig.playHTTP1(t, rows)
 }
 
@@ -226,7 +236,7 @@ func TestCanI(t *testing.T) {
 		{"list", "", "pods", "", "", "", "GET", "/api/v1/pods", ""},
 		{"list", "", "pods", "", "case-b", "", "GET", "/api/v1/namespaces/case-b/pods", ""},
 		{"get", "", "pods", "log", "case-a", "web-0", "GET", casePod + "/log", ""},
-		{"create", "", "pods", "exec", "case-a", "web-0", "POST", casePod + "/exec", ""},
+		{"create", "", "pods", "exec", "case-a", "web-0", "POST", casePod + "/exec?command=ls&stdout=true", ""},
 		{"delete", "", "pods", "", "case-a", "nobody", "DELETE", casePods + "/nobody", ""},
 		{"get", "", "configmaps", "", "case-a", "settings", "GET", caseMaps + "/settings", ""},
 		{"create", "", "configmaps", "", "case-a", "", "POST", caseMaps + "?dryRun=All", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"dry"}}`},
@@ -268,6 +278,9 @@ func TestCanI(t *testing.T) {
 				header = asJSON
 			}
 			met := who.do(t, q.method, q.target, header, q.body)
+			if q.subresource == "exec" {
+				met = who.ways(t)[2].do(t, q.method, q.target, asSPDY, q.body) // HTTP/1.1
+			}
 			if met.reason() == "ApprovalRequired" {
 				if !review.Status.Allowed || !strings.Contains(review.Status.Reason, "once people agree: every such call needs 1 approval") {
 					t.Errorf("T090 %s: can-i %s %s/%s says %t (%s) of a gated call", who.name, q.verb, q.resource, q.subresource, review.Status.Allowed, review.Status.Reason)
