@@ -15,6 +15,10 @@
 //	release   no byte of an answer leaves before the intent is durable
 //	complete  the outcome is recorded
 //
+// A call that opens a stream is admitted like any other. Then the pod is looked at
+// once more, a connection is opened for this stream alone, and package stream
+// carries it (streams.go).
+//
 // Calls about the agent itself never get to forward: reviews are answered from the
 // grants (reviews.go), and its own TaskGrants and Approvals are served from the
 // control cluster (own.go, package tasks), decided and recorded like all others.
@@ -28,7 +32,9 @@
 //   - What reaches the cluster carries exactly the bound principal. The transport
 //     itself refuses anything else (hop.go).
 //
-//   - A call that goes on (watch, follow) ends when what allowed it ends: the
+//   - What a stream carries is durable before it is released to either side.
+//
+//   - A call that goes on (watch, follow, a stream) ends when what allowed it ends: the
 //     grant, the SVID, the freshness of the policies, the broker.
 //
 //   - A gated call passes only on the yes of enough people to exactly that call
