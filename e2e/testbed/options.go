@@ -31,8 +31,9 @@ const (
 
 // The values of Options.Node.
 const (
-	Kwok   = "kwok" // one fake node whose pods run at once
-	NoNode = "none"
+	Kwok     = "kwok" // one fake node whose pods run at once
+	RealNode = "real" // one real node: containerd and a kubelet; needs root
+	NoNode   = "none"
 )
 
 // Options says what to start. The zero value of every field but Directory is a
@@ -48,10 +49,10 @@ type Options struct {
 
 	SPIFFE string // SPIRE or Dev; empty: Dev
 	S3     string // VersityGW or MinIO; empty: VersityGW
-	Node   string // Kwok or NoNode; empty: Kwok
+	Node   string // Kwok, RealNode or NoNode; empty: Kwok
 
 	// Kubeconfig names an existing cluster to use instead of starting one. There
-	// is then no audit log, and no fake node.
+	// is then no audit log, and no node of ours.
 	Kubeconfig string
 
 	// Progress gets a line for everything that takes time; nil: nobody.
@@ -119,7 +120,7 @@ func (o Options) check() error {
 	return errors.Join(
 		oneOf("SPIFFE", o.SPIFFE, Dev, SPIRE),
 		oneOf("S3", o.S3, VersityGW, MinIO),
-		oneOf("NODE", o.Node, Kwok, NoNode),
+		oneOf("NODE", o.Node, Kwok, RealNode, NoNode),
 		o.checkRest(),
 	)
 }
@@ -130,6 +131,10 @@ func (o Options) checkRest() error {
 		return errors.New("a testbed needs a directory of its own")
 	case o.Brokers < 1:
 		return fmt.Errorf("a testbed has at least 1 broker, not %d", o.Brokers)
+	case o.Node == RealNode && o.WithoutControllers:
+		return errors.New("NODE=real needs the controllers: no pod runs without a scheduler")
+	case o.Node == RealNode && checkRealNode() != nil:
+		return checkRealNode()
 	case o.SPIFFE == SPIRE && os.Geteuid() != 0:
 		return errors.New("SPIFFE=spire tells workloads apart by their uid, and starting them under several needs root: use SPIFFE=dev or become root")
 	}

@@ -26,7 +26,7 @@ func TestOptionsMistakes(t *testing.T) {
 	for wanted, options := range map[string]Options{
 		"needs a directory":       {},
 		"SPIFFE=x is not known":   {Directory: "d", SPIFFE: "x"},
-		"can be kwok or none":     {Directory: "d", Node: "real"},
+		"can be kwok or real or":  {Directory: "d", Node: "moon"},
 		"at least 1 broker":       {Directory: "d", Brokers: -1},
 		"S3=x is not known; it c": {Directory: "d", S3: "x"},
 	} {
