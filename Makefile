@@ -19,7 +19,7 @@ build: ## Build sidecar, broker and taskgate into bin/
 
 test: lint arch unit fuzz e2e ## Everything CI runs; builds what it needs the first time (about 25 minutes), then under 15
 
-# A real node needs programs of the machine; make demo and up ask for them only then.
+# For make e2e, and for make up when it is to start a real node.
 PACKAGES = runc containernetworking-plugins iproute2 busybox-static
 packages: ## Install what NODE=real needs
 	@for p in runc ip busybox /usr/lib/cni/bridge; do command -v $$p >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends $(PACKAGES) || exit 1; break; }; done
