@@ -121,8 +121,19 @@ func (o Options) check() error {
 		oneOf("SPIFFE", o.SPIFFE, Dev, SPIRE),
 		oneOf("S3", o.S3, VersityGW, MinIO),
 		oneOf("NODE", o.Node, Kwok, RealNode, NoNode),
+		o.checkNode(),
 		o.checkRest(),
 	)
+}
+
+func (o Options) checkNode() error {
+	if o.Node != RealNode {
+		return nil
+	}
+	if o.WithoutControllers {
+		return errors.New("NODE=real needs the controllers: no pod runs without a scheduler")
+	}
+	return checkRealNode()
 }
 
 func (o Options) checkRest() error {
@@ -131,10 +142,6 @@ func (o Options) checkRest() error {
 		return errors.New("a testbed needs a directory of its own")
 	case o.Brokers < 1:
 		return fmt.Errorf("a testbed has at least 1 broker, not %d", o.Brokers)
-	case o.Node == RealNode && o.WithoutControllers:
-		return errors.New("NODE=real needs the controllers: no pod runs without a scheduler")
-	case o.Node == RealNode && checkRealNode() != nil:
-		return checkRealNode()
 	case o.SPIFFE == SPIRE && os.Geteuid() != 0:
 		return errors.New("SPIFFE=spire tells workloads apart by their uid, and starting them under several needs root: use SPIFFE=dev or become root")
 	}
