@@ -19,13 +19,18 @@ build: ## Build sidecar, broker and taskgate into bin/
 
 test: lint arch unit fuzz e2e ## Everything CI runs; builds what it needs the first time (about 25 minutes), then under 15
 
+# For make e2e, and for make up when it is to start a real node.
+PACKAGES = runc containernetworking-plugins iproute2 busybox-static
+packages: ## Install what NODE=real needs
+	@for p in runc ip busybox /usr/lib/cni/bridge; do command -v $$p >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends $(PACKAGES) || exit 1; break; }; done
+
 compiler: # the race detector and SPIRE's database need a C compiler
 	@command -v gcc >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev; }
 
 unit: compiler ## Unit tests, with the race detector
 	go test -race -shuffle=on ./...
 
-e2e: tools ## End-to-end tests: real API server, real SPIRE, real S3 with object lock
+e2e: tools packages ## End-to-end tests: real API server, real SPIRE, real S3 with object lock
 	cd e2e && go test -parallel 6 -timeout 30m ./...
 
 fuzz: ## Each fuzz target for FUZZTIME (5s)
@@ -50,7 +55,7 @@ generate: ## Deep copies and CRDs from api/
 tools: compiler ## Build the real components once; they are kept outside the tree
 	$(TESTBED) build
 
-up: ## Start a cluster, a store, brokers and two agents (SPIFFE=spire|dev S3=versitygw|minio NODE=kwok|none KUBECONFIG=...)
+up: $(if $(filter real,$(NODE)),packages) ## Start a cluster, a store, brokers and two agents (SPIFFE=spire|dev S3=versitygw|minio NODE=kwok|real|none KUBECONFIG=...)
 	$(TESTBED) up --dir $(abspath $(DIR)) --spiffe $(SPIFFE) --s3 $(S3) --node $(NODE) $(CLUSTER)
 
 down: ## Stop it and leave nothing behind
@@ -65,4 +70,4 @@ dev: ## Start everything, leave it running, and say what to try
 bench: ## Measure against the direct path and a plain two-hop proxy, in one run
 	cd e2e && go run ./cmd/bench
 
-.PHONY: help build test compiler unit e2e fuzz lint arch generate tools up down demo dev bench
+.PHONY: help build test packages compiler unit e2e fuzz lint arch generate tools up down demo dev bench

@@ -80,6 +80,11 @@ func (t *Testbed) prepareCluster() (*cluster, error) {
 			return nil, err
 		}
 	}
+	if t.options.Node == RealNode {
+		if err := t.prepareRealNode(c); err != nil {
+			return nil, err
+		}
+	}
 	return c, t.writeAuditPolicy()
 }
 

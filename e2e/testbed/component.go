@@ -17,6 +17,9 @@ const (
 	ComponentControllerManager = "kube-controller-manager"
 	ComponentScheduler         = "kube-scheduler"
 	ComponentKwok              = "kwok"
+	ComponentNode              = "node" // what containerd and the kubelet run in; its end is theirs
+	ComponentContainerd        = "containerd"
+	ComponentKubelet           = "kubelet"
 	ComponentStore             = "s3"
 	ComponentSPIREServer       = "spire-server"
 	ComponentSPIREAgent        = "spire-agent"
@@ -172,8 +175,8 @@ func tierOf(name string) int {
 		return 0
 	case strings.HasPrefix(name, brokerPrefix):
 		return 1
-	case name == ComponentEtcd:
-		return 3 // the API server does not end well without it
+	case name == ComponentEtcd, name == ComponentNode:
+		return 3 // others do not end well without them
 	default:
 		return 2
 	}

@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if socket := os.Getenv(fetchFrom); socket != "" {
 		os.Exit(fetchIdentity(socket))
 	}
+	if directory := os.Getenv(runsBed); directory != "" {
+		os.Exit(runBed(directory))
+	}
 	os.Exit(m.Run())
 }
 

@@ -31,8 +31,9 @@ const (
 
 // The values of Options.Node.
 const (
-	Kwok   = "kwok" // one fake node whose pods run at once
-	NoNode = "none"
+	Kwok     = "kwok" // one fake node whose pods run at once
+	RealNode = "real" // one real node: containerd and a kubelet; needs root
+	NoNode   = "none"
 )
 
 // Options says what to start. The zero value of every field but Directory is a
@@ -48,10 +49,10 @@ type Options struct {
 
 	SPIFFE string // SPIRE or Dev; empty: Dev
 	S3     string // VersityGW or MinIO; empty: VersityGW
-	Node   string // Kwok or NoNode; empty: Kwok
+	Node   string // Kwok, RealNode or NoNode; empty: Kwok
 
 	// Kubeconfig names an existing cluster to use instead of starting one. There
-	// is then no audit log, and no fake node.
+	// is then no audit log, and no node of ours.
 	Kubeconfig string
 
 	// Progress gets a line for everything that takes time; nil: nobody.
@@ -119,9 +120,20 @@ func (o Options) check() error {
 	return errors.Join(
 		oneOf("SPIFFE", o.SPIFFE, Dev, SPIRE),
 		oneOf("S3", o.S3, VersityGW, MinIO),
-		oneOf("NODE", o.Node, Kwok, NoNode),
+		oneOf("NODE", o.Node, Kwok, RealNode, NoNode),
+		o.checkNode(),
 		o.checkRest(),
 	)
+}
+
+func (o Options) checkNode() error {
+	if o.Node != RealNode {
+		return nil
+	}
+	if o.WithoutControllers {
+		return errors.New("NODE=real needs the controllers: no pod runs without a scheduler")
+	}
+	return checkRealNode()
 }
 
 func (o Options) checkRest() error {

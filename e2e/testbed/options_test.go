@@ -26,8 +26,9 @@ func TestOptionsMistakes(t *testing.T) {
 	for wanted, options := range map[string]Options{
 		"needs a directory":       {},
 		"SPIFFE=x is not known":   {Directory: "d", SPIFFE: "x"},
-		"can be kwok or none":     {Directory: "d", Node: "real"},
+		"can be kwok or real or":  {Directory: "d", Node: "moon"},
 		"at least 1 broker":       {Directory: "d", Brokers: -1},
+		"needs the controllers":   {Directory: "d", Node: RealNode, WithoutControllers: true},
 		"S3=x is not known; it c": {Directory: "d", S3: "x"},
 	} {
 		if _, err := options.complete(); err == nil || !strings.Contains(err.Error(), wanted) {

@@ -57,7 +57,7 @@ func BuildTools(ctx context.Context, progress io.Writer) error {
 	}
 	for _, options := range []Options{
 		{S3: VersityGW, Node: Kwok, SPIFFE: Dev},
-		{S3: MinIO, Node: Kwok, SPIFFE: SPIRE},
+		{S3: MinIO, Node: RealNode, SPIFFE: SPIRE},
 	} {
 		options.Repository, options.Progress = repository, progress
 		if _, err := ensureTools(ctx, options); err != nil {
@@ -88,8 +88,11 @@ func (o Options) tools() []string {
 	if o.Kubeconfig == "" && !o.WithoutControllers {
 		names = append(names, toolset.KubeControllerManager, toolset.KubeScheduler)
 	}
-	if o.Node == Kwok {
+	switch o.Node {
+	case Kwok:
 		names = append(names, toolset.Kwok)
+	case RealNode:
+		names = append(names, toolset.Kubelet, toolset.Containerd, toolset.ContainerdShim, toolset.Ctr)
 	}
 	if o.SPIFFE == SPIRE {
 		names = append(names, toolset.SPIREServer, toolset.SPIREAgent)
@@ -108,12 +111,25 @@ func (t *Testbed) findPrograms(ctx context.Context) error {
 	if err := place(t.tools[toolset.Kubectl], filepath.Join(folder, toolset.Kubectl)); err != nil {
 		return err
 	}
-	if t.options.SPIFFE == Dev {
-		if err := goBuild(ctx, filepath.Join(t.options.Repository, "e2e"), folder, false, "./cmd/"+devProgram); err != nil {
-			return err
-		}
+	if err := t.buildOwn(ctx, folder); err != nil {
+		return err
 	}
 	return t.findProduct(ctx, folder)
+}
+
+// buildOwn builds what is the testbed's own.
+func (t *Testbed) buildOwn(ctx context.Context, folder string) error {
+	var packages []string
+	if t.options.SPIFFE == Dev {
+		packages = append(packages, "./cmd/"+devProgram)
+	}
+	if t.options.Node == RealNode {
+		packages = append(packages, "./cmd/"+nodeProgram)
+	}
+	if len(packages) == 0 {
+		return nil
+	}
+	return goBuild(ctx, filepath.Join(t.options.Repository, "e2e"), folder, false, packages...)
 }
 
 func (t *Testbed) findProduct(ctx context.Context, folder string) error {

@@ -25,6 +25,7 @@ type Testbed struct {
 	lock    *filelock.Lock // held while an attached testbed runs, or a detached one starts
 	admin   *rest.Config
 	spire   *SPIREServer // nil without SPIRE
+	node    *realNode    // nil without a real node, and after Open
 	agents  agents
 
 	mu          sync.Mutex
@@ -108,7 +109,7 @@ func (t *Testbed) Stop(ctx context.Context) error {
 	for _, tier := range t.tiers() {
 		errs = append(errs, stopAll(ctx, tier))
 	}
-	errs = append(errs, process.Sweep(t.marker()), t.claims.ReleaseAll(), t.release())
+	errs = append(errs, process.Sweep(t.marker()), t.removeRealNode(ctx), t.claims.ReleaseAll(), t.release())
 	if t.spire != nil {
 		errs = append(errs, t.spire.close())
 	}

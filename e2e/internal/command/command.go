@@ -24,11 +24,11 @@ func New(output io.Writer) *cobra.Command {
 		Use:   "testbed",
 		Short: "A real Kubernetes control plane, SPIFFE identities, an S3 store and taskgate, on this machine",
 		Long: `A testbed is what taskgate needs around it, all of it real: etcd and kube-apiserver,
-a fake node whose pods run at once, SPIRE (or a stand-in), an S3 store with object
+a fake node whose pods run at once or a real one, SPIRE (or a stand-in), an S3 store with object
 lock, a broker, and two agents, alpha and beta, each behind its own sidecar.
 
 Everything runs on loopback, on ports that are free, and writes into one directory.
-The programs are built from source when they are missing, which takes about 20
+The programs are built from source when they are missing, which takes about 25
 minutes the first time, and are kept in ~/.cache/taskgate/testbed. To use programs
 of your own, point TASKGATE_TESTBED_BIN (or KUBEBUILDER_ASSETS) at their folder.`,
 		Example: `  testbed up

@@ -100,10 +100,12 @@ func sourced(t *testing.T, directory string) string {
 // something runs, and takes down what is left.
 func TestCrash(t *testing.T) {
 	program := self(t)
-	for _, moment := range []string{"s3 is ready", "etcd is ready", "kube-apiserver is ready"} {
+	for moment, node := range map[string]string{
+		"s3 is ready": "none", "etcd is ready": "none", "kube-apiserver is ready": "none", "a pod has run": "real",
+	} {
 		t.Run(moment, func(t *testing.T) {
 			directory := filepath.Join(testbedtest.Directory(t), "bed")
-			up := exec.CommandContext(t.Context(), program, "up", "--without-taskgate", "--node=none", "--dir", directory)
+			up := exec.CommandContext(t.Context(), program, "up", "--without-taskgate", "--node", node, "--dir", directory)
 			output, err := up.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)

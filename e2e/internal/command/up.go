@@ -28,7 +28,7 @@ func newUp(directory *string) *cobra.Command {
 	flags := command.Flags()
 	flags.StringVar(&options.SPIFFE, "spiffe", testbed.Dev, "who gives identities: dev (attests nothing) or spire (needs root)")
 	flags.StringVar(&options.S3, "s3", testbed.VersityGW, "the S3 store: versitygw or minio")
-	flags.StringVar(&options.Node, "node", testbed.Kwok, "the node: kwok (a fake one, pods run at once) or none")
+	flags.StringVar(&options.Node, "node", testbed.Kwok, "the node: kwok (a fake one, pods run at once), real (containerd and a kubelet; needs root) or none")
 	flags.StringVar(&options.Kubeconfig, "kubeconfig", "", "use the cluster of this kubeconfig instead of starting one")
 	flags.IntVar(&options.Brokers, "brokers", 1, "how many broker replicas")
 	flags.BoolVar(&options.Race, "race", false, "build taskgate with the race detector")

@@ -8,6 +8,9 @@
 // started it, even when that is killed: tests leave nothing behind. A detached
 // one lives on in a session of its own.
 //
+// A process may be the first of namespaces of its own, which end with it and take
+// along whatever it started, or join those of another one ([Spec]).
+//
 // A pid alone says nothing, because the kernel uses it again. An [Identity]
 // adds the moment the process started and the boot it belongs to; nothing here
 // sends a signal before the identity was checked.

@@ -23,6 +23,14 @@ func (p *Process) failure(what string, last error) error {
 	return fmt.Errorf("%s", strings.TrimRight(text.String(), "\n"))
 }
 
+// startFailure is the error when there is no process at all, and so no log.
+func (p *Process) startFailure(err error) error {
+	if p.spec.Advice == "" {
+		return fmt.Errorf("starting %s: %w", p.spec.Name, err)
+	}
+	return fmt.Errorf("starting %s: %w; what to do: %s", p.spec.Name, err, p.spec.Advice)
+}
+
 // Tail is the last lines of a log file; empty when there is none.
 func Tail(path string) []string {
 	file, err := os.Open(path)

@@ -7,10 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/taskgate/taskgate/e2e/internal/namespaces"
 )
 
 const (
@@ -54,6 +55,18 @@ type Spec struct {
 	Patience    time.Duration `json:"patience,omitempty"` // until ready; zero: a minute
 	Grace       time.Duration `json:"grace,omitempty"`    // between SIGTERM and SIGKILL; zero: 20 seconds
 	Advice      string        `json:"advice,omitempty"`   // what a person should do when it does not start
+
+	// Isolated makes it process 1 of a PID and a mount namespace of its own. When
+	// it ends, the kernel ends all others in them, and their mounts. Needs root.
+	Isolated bool `json:"isolated,omitempty"`
+	// Inside starts it in the namespaces of another process; nil: in ours.
+	Inside *Inside `json:"inside,omitempty"`
+}
+
+// Inside names the namespaces that a process starts in.
+type Inside struct {
+	Socket  string `json:"socket"`            // where they are handed out; see package namespaces
+	Network bool   `json:"network,omitempty"` // the network namespace too; else it keeps ours
 }
 
 // Process is one program, running or not. Its methods may be called from
@@ -248,7 +261,7 @@ func (p *Process) launch() error {
 		err = p.startDetached(command)
 	}
 	if err != nil {
-		return fmt.Errorf("starting %s: %w", p.spec.Name, err)
+		return p.startFailure(err)
 	}
 	return nil
 }
@@ -261,9 +274,14 @@ func (p *Process) prepare(log *os.File) *exec.Cmd {
 	attributes := &syscall.SysProcAttr{}
 	if p.lifetime == Attached {
 		attributes.Setpgid = true // Ctrl-C is for us: we stop the components in order
-		attributes.Pdeathsig = syscall.SIGKILL
+		if p.spec.Inside == nil {
+			attributes.Pdeathsig = syscall.SIGKILL
+		} // else it cannot see its parent, and ends with the namespaces it is in
 	} else {
 		attributes.Setsid = true
+	}
+	if p.spec.Isolated {
+		attributes.Cloneflags = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS
 	}
 	if p.spec.User != nil {
 		attributes.Credential = &syscall.Credential{Uid: p.spec.User.UID, Gid: p.spec.User.GID}
@@ -279,16 +297,14 @@ func (p *Process) prepare(log *os.File) *exec.Cmd {
 func (p *Process) startAttached(command *exec.Cmd) error {
 	started := make(chan error, 1)
 	reaped := make(chan struct{})
-	go func() {
+	namespaces.Go(func() {
 		defer close(reaped)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := command.Start()
+		err := p.start(command)
 		started <- err
 		if err == nil {
 			_ = command.Wait() // how it ended is in its log
 		}
-	}()
+	})
 	if err := <-started; err != nil {
 		return err
 	}
@@ -298,13 +314,31 @@ func (p *Process) startAttached(command *exec.Cmd) error {
 // startDetached lets go of the child: when it ends before we do it stays a
 // zombie until then, which counts as not alive.
 func (p *Process) startDetached(command *exec.Cmd) error {
-	if err := command.Start(); err != nil {
+	started := make(chan error, 1)
+	namespaces.Go(func() { started <- p.start(command) })
+	if err := <-started; err != nil {
 		return err
 	}
 	if err := p.setIdentity(command, nil); err != nil {
 		return err
 	}
 	return command.Process.Release()
+}
+
+// start moves the calling thread into the namespaces of the process first.
+func (p *Process) start(command *exec.Cmd) error {
+	if p.spec.Inside == nil {
+		return command.Start()
+	}
+	set, err := namespaces.Ask(p.spec.Inside.Socket)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = set.Close() }() // the child is in the namespaces itself
+	if err := set.Enter(p.spec.Inside.Network); err != nil {
+		return err
+	}
+	return command.Start()
 }
 
 func (p *Process) setIdentity(command *exec.Cmd, reaped chan struct{}) error {

@@ -14,6 +14,10 @@ const (
 	MinIO                 = "minio"
 	VersityGW             = "versitygw"
 	Kwok                  = "kwok"
+	Kubelet               = "kubelet"
+	Containerd            = "containerd"
+	ContainerdShim        = "containerd-shim-runc-v2" // containerd looks for it under this name
+	Ctr                   = "ctr"
 )
 
 // tool says how one program is built.
@@ -27,7 +31,10 @@ type tool struct {
 }
 
 func tools() map[string]tool {
-	const kubernetes = "k8s.io/kubernetes/cmd/"
+	const (
+		kubernetes = "k8s.io/kubernetes/cmd/"
+		containerd = "github.com/containerd/containerd/v2/cmd/"
+	)
 	return map[string]tool{
 		KubeAPIServer:         {module: "kubernetes", source: kubernetes + "kube-apiserver", kubernetes: true, assets: true, usual: 5 * time.Minute},
 		Etcd:                  {module: "kubernetes", source: "go.etcd.io/etcd/server/v3", assets: true, usual: 10 * time.Second},
@@ -39,5 +46,9 @@ func tools() map[string]tool {
 		MinIO:                 {module: "minio", source: "github.com/minio/minio", usual: 3*time.Minute + 30*time.Second},
 		VersityGW:             {module: "versitygw", source: "github.com/versity/versitygw/cmd/versitygw", usual: 50 * time.Second},
 		Kwok:                  {module: "kwok", source: "sigs.k8s.io/kwok/cmd/kwok", usual: time.Minute},
+		Kubelet:               {module: "kubernetes", source: kubernetes + "kubelet", kubernetes: true, usual: 90 * time.Second},
+		Containerd:            {module: "containerd", source: containerd + "containerd", usual: 2 * time.Minute},
+		ContainerdShim:        {module: "containerd", source: containerd + "containerd-shim-runc-v2", usual: 10 * time.Second},
+		Ctr:                   {module: "containerd", source: containerd + "ctr", usual: 10 * time.Second},
 	}
 }
