@@ -82,7 +82,7 @@ func (j *journal) of(t testing.TB, ids ...string) map[string][]*recorder.Event {
 		defer j.mu.Unlock()
 		for _, id := range ids {
 			records := j.byID[id]
-			if len(records) == 0 || records[len(records)-1].Stage != recorder.StageResponseComplete {
+			if !slices.ContainsFunc(records, isOutcome) {
 				return fmt.Errorf("the call %s has %d records", id, len(records))
 			}
 			found[id] = records
@@ -91,6 +91,10 @@ func (j *journal) of(t testing.TB, ids ...string) map[string][]*recorder.Event {
 	})
 	return found
 }
+
+// isOutcome finds the record of an outcome. Behind it only chunks of a stream may
+// be named.
+func isOutcome(e *recorder.Event) bool { return e.Stage == recorder.StageResponseComplete }
 
 // all answers every record that is in the bucket now.
 func (j *journal) all(t testing.TB) []*recorder.Event {

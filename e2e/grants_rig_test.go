@@ -304,7 +304,7 @@ func (g *grantsRig) judgeRefusals(t testing.TB, who *agent, refused ...faultAnsw
 func (g *grantsRig) judgeCut(t testing.TB, auditID, reason, grant string) {
 	t.Helper()
 	records := g.journal.of(t, auditID)[auditID]
-	last := records[len(records)-1].Annotations
+	last := records[slices.IndexFunc(records, isOutcome)].Annotations
 	if last[recorder.AnnotationOutcome] != "cut" || last[recorder.AnnotationReason] != reason || last[recorder.AnnotationGrant] != grant {
 		t.Errorf("the record of %s ends with %v; want it cut for %s of %s", auditID, last, reason, grant)
 	}

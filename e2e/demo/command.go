@@ -61,6 +61,9 @@ for you to try. make down stops it.`,
 
 // play starts a testbed, plays on it and takes it down again.
 func (o *options) play(ctx context.Context, output io.Writer) error {
+	if o.bed.Node == testbed.RealNode {
+		return errors.New("the shop of the demo runs an image that only a fake node has: play with --node kwok; make up NODE=real starts a real one")
+	}
 	if o.bed.Directory != "" {
 		if bed, err := testbed.Open(o.bed.Directory); err == nil && anyRuns(bed) {
 			return fmt.Errorf("something runs in %s: play elsewhere, or make down DIR=%[1]s first", bed.Directory())
@@ -71,7 +74,7 @@ func (o *options) play(ctx context.Context, output io.Writer) error {
 		return err
 	}
 	begin := time.Now()
-	if err = playOn(ctx, bed, o.screen(output, bed), steps()); err == nil {
+	if err = playOn(ctx, bed, o.screen(output, bed), steps(o.bed.Node)); err == nil {
 		o.progress("every check held (%s); stopping everything", time.Since(begin).Round(100*time.Millisecond))
 	}
 	return o.end(ctx, bed, err)

@@ -44,7 +44,7 @@ func TestChecks(t *testing.T) {
 	}
 	var screenshot bytes.Buffer
 	tape := &recording{shell: posixShell{players}}
-	if err := perform(t.Context(), tape, &screen{out: &screenshot, stable: stabiliser(bed)}, bed, steps()); err != nil {
+	if err := perform(t.Context(), tape, &screen{out: &screenshot, stable: stabiliser(bed)}, bed, steps(testbed.Kwok)); err != nil {
 		t.Fatalf("%v\n%s", err, &screenshot)
 	}
 	checkStable(t, screenshot.String())
@@ -77,7 +77,7 @@ var changes = map[string]func(result) result{
 
 func replay(t *testing.T, takes []take, bed *testbed.Testbed) error {
 	t.Helper()
-	return perform(t.Context(), &replaying{takes: takes}, &screen{out: io.Discard}, bed, hasty(steps()))
+	return perform(t.Context(), &replaying{takes: takes}, &screen{out: io.Discard}, bed, hasty(steps(testbed.Kwok)))
 }
 
 // hasty takes the patience out of steps: on tape nothing changes by waiting.
@@ -176,7 +176,7 @@ func checkReadme(t *testing.T, output string) {
 func checkNames(t *testing.T, values map[string]string) {
 	t.Helper()
 	known := slices.Collect(maps.Keys(values))
-	for _, s := range steps() {
+	for _, s := range steps(testbed.Kwok) {
 		for _, a := range s.acts {
 			for _, k := range a.keeps {
 				known = append(known, k.names...)

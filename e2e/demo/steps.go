@@ -8,18 +8,23 @@ import (
 	"github.com/taskgate/taskgate/e2e/testbed"
 )
 
-// steps is the whole play.
-func steps() []step {
-	return []step{
+// steps is the whole play. Without a node there is no pod to open a stream to.
+func steps(node string) []step {
+	play := []step{
 		theTask(),
 		inside(),
 		outside(),
 		someoneElse(),
 		people(),
+	}
+	if node != testbed.NoNode {
+		play = append(play, inPod())
+	}
+	return append(play,
 		theEnd(),
 		outOfReach(),
 		theProof(),
-	}
+	)
 }
 
 const title = "taskgate: give an AI agent a Kubernetes task, not a Kubernetes credential"

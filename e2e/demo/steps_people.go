@@ -69,3 +69,50 @@ func people() step {
 		},
 	}}
 }
+
+func inPod() step {
+	const look = `kubectl -n shop exec web-0 -- sh -c 'echo 17 orders wait; echo disk is full >&2'`
+	return step{"What happens in a pod is recorded, and can be played back", []act{
+		{
+			why:   "Alpha wants to look into a pod, and asks for a task for that.",
+			who:   alpha,
+			types: "kubectl create -f look.yaml && kubectl wait --for=condition=Active taskgrant/inc-4712 --timeout=30s",
+			wants: works("taskgrant.taskgate.dev/inc-4712 created", "inc-4712 condition met"),
+			shows: only("created"),
+		},
+		{
+			why:   "Running a command in a pod always waits for a person, unless a policy waives it.",
+			who:   alpha,
+			types: look,
+			wants: append(refused("ApprovalRequired"), says("Next: kubectl wait --for=condition=Decided approval/ap-")),
+			keeps: []keep{{regexp.MustCompile(`request (ap-[0-9a-f]+-\d+)`), []string{"look"}}},
+			shows: what,
+		},
+		{
+			who:   alice,
+			types: `taskgate approve {look} --yes --reason="have a look"`,
+			wants: works("{look}"),
+		},
+		{
+			who:   alpha,
+			types: look,
+			wants: works("17 orders wait", "disk is full"), patience: patience,
+			holds: "the very command that alice saw runs, once",
+		},
+		{
+			why:   "All that was typed and printed is in the bucket, piece by piece, and was there before alpha saw it.",
+			who:   auditor,
+			types: "taskgate streams",
+			wants: []want{exits(0), matches(`(?m)^\S+ +[0-9a-f-]{36} .*/sa/alpha .*INC-4712 .*exec shop/web-0 .* exit 0`)},
+			keeps: []keep{{regexp.MustCompile(`(?m)^\S+ +([0-9a-f-]{36}) `), []string{"stream"}}},
+			shows: nothing, patience: patience,
+			holds: "it is listed with the command, the task, and how it ended",
+		},
+		{
+			who:   auditor,
+			types: "taskgate replay {stream}",
+			wants: works("17 orders wait", "disk is full"), patience: patience,
+			holds: "what alpha saw can be seen again",
+		},
+	}}
+}

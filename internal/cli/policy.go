@@ -195,6 +195,11 @@ func upstreamRules(policy *v1alpha1.AgentPolicy, namespace string) []rbacv1.Poli
 		if len(rule.ServiceAccounts) > 0 {
 			rules = append(rules, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"serviceaccounts"}, ResourceNames: rule.ServiceAccounts, Verbs: []string{"use"}})
 		}
+		if streams := streamsOf(rule.Resources); len(streams) > 0 && slices.Contains(verbs, "create") {
+			// Over WebSocket the API server takes the opening of a stream for a get
+			// (KEP-4006), and since 1.35 asks for create too.
+			rules = append(rules, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: streams, ResourceNames: rule.ResourceNames, Verbs: []string{"get"}})
+		}
 		looks = looks || slices.ContainsFunc(rule.Resources, opensPod)
 	}
 	if looks {
@@ -206,5 +211,16 @@ func upstreamRules(policy *v1alpha1.AgentPolicy, namespace string) []rbacv1.Poli
 }
 
 func opensPod(resource string) bool {
-	return slices.Contains([]string{"pods/log", "pods/exec", "pods/attach", "pods/portforward", "pods/ephemeralcontainers", "*/log"}, resource)
+	return slices.Contains([]string{"*", "pods/log", "*/log", "pods/ephemeralcontainers", "*/ephemeralcontainers"}, resource) || len(streamsOf([]string{resource})) > 0
+}
+
+// streamsOf are the streams that resources of a rule stand for.
+func streamsOf(resources []string) []string {
+	var streams []string
+	for _, name := range []string{"exec", "attach", "portforward"} {
+		if slices.Contains(resources, "*") || slices.Contains(resources, "pods/"+name) || slices.Contains(resources, "*/"+name) {
+			streams = append(streams, "pods/"+name)
+		}
+	}
+	return streams
 }
