@@ -2,7 +2,7 @@ package recorder
 
 import "fmt"
 
-// Bounds of what streams may have on its way to the disk, in bytes.
+// Bounds of what streams may have on their way to the disk, in bytes.
 const (
 	maxQueued       = 8 << 20 // all streams
 	maxStreamQueued = 1 << 20 // one stream
@@ -53,7 +53,10 @@ func (s *spool) addPiece(piece *record, f *Frame) (_ Receipt, room <-chan struct
 	if err := s.admitLocked(now, false, false); err != nil {
 		return Receipt{}, s.roomLocked(), err
 	}
-	if s.unsealed+s.pieces+size > s.config.limit/2 || s.pieces+size > maxQueued || stream.queued+size > maxStreamQueued {
+	// A stream with nothing on its way may always send one piece more: otherwise
+	// those that send much could keep it out.
+	queued := stream.queued > 0 && (s.pieces+size > maxQueued || stream.queued+size > maxStreamQueued)
+	if queued || s.unsealed+s.pieces+size > s.config.limit/2 {
 		return Receipt{}, s.roomLocked(), errStalled
 	}
 	stream.passed.add(f.Channel, len(f.Data))

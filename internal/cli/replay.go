@@ -61,7 +61,7 @@ could not be read.`,
 	flags.Float64Var(&o.speed, "speed", 1, "how many times as fast")
 	flags.DurationVar(&o.idleLimit, "idle-limit", 2*time.Second, "longest pause; 0 for as long as they were")
 	flags.BoolVar(&o.typed, "stdin", false, "show what was typed, too")
-	flags.StringVar(&o.cast, "cast", "", "write an asciicast v2 to this `file`, - for standard output")
+	flags.StringVar(&o.cast, "cast", "", "write an asciicast v2 to this `file`, - for standard output; whatever was printed is in it, so play it where a terminal cannot be harmed")
 	flags.StringVar(&o.raw, "raw", "", "write the exact bytes of one `channel`: stdin, stdout, stderr, error or resize; of a port-forward stdin is toward the pod")
 	flags.Uint32Var(&o.connection, "connection", 0, "`number` of the connection of a port-forward, for --raw")
 	flags.StringVarP(&o.output, "output", "o", "text", "text, or json for what is known about the stream instead of what passed in it")
