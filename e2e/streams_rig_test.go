@@ -125,8 +125,9 @@ func (r *streamsRig) last(t testing.TB, subresource string, since time.Time) *re
 func (r *streamsRig) stream(t testing.TB, id string) *recorded {
 	t.Helper()
 	var s *recorded
-	for deadline := time.Now().Add(5 * time.Second); s == nil || s.err != nil && time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		// The records that name the last chunks may come behind the closing one.
+	for deadline := time.Now().Add(5 * time.Second); s == nil || s.err != nil && s.annotation("outcome") != recorder.OutcomeUnknown && time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		// The records that name the last chunks may come behind the closing one, but
+		// for one that recovery has written.
 		s = &recorded{id: id, events: r.journal.of(t, id)[id]}
 		s.read(t, r.journal.Bucket)
 	}
