@@ -27,8 +27,9 @@ packages: ## Install what NODE=real needs
 compiler: # the race detector and SPIRE's database need a C compiler
 	@command -v gcc >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev; }
 
-unit: compiler ## Unit tests, with the race detector
+unit: compiler ## Unit tests, with the race detector; what things cost is looked at without it
 	go test -race -shuffle=on ./...
+	go test -run 'Memory|Cost|KeepNobodyOut' ./broker/... ./recorder ./sidecar
 
 e2e: tools packages ## End-to-end tests: real API server, real SPIRE, real S3 with object lock
 	cd e2e && go test -parallel 6 -timeout 30m ./...
