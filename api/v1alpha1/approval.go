@@ -117,7 +117,8 @@ type ApprovalCall struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	MediaType string `json:"mediaType,omitempty"`
-	// command, container and flags of an exec.
+	// command of an exec, behind what else a stream wants in the pod: container=NAME,
+	// stdin=true or false, tty=true or false, --, and then the arguments.
 	// +optional
 	// +listType=atomic
 	Command []string `json:"command,omitempty"`

@@ -118,6 +118,7 @@ func (c *Carrier) Carry(ctx context.Context, agent *Agent, pod *Pod) Outcome {
 	closePod(pod, cause)
 	others.Wait()
 	c.takeLeave(context.WithoutCancel(ctx), agent, cause, down.status.heard())
+	agent.link().closeWrite()
 	agentReader.Wait()
 	agent.link().drain()
 	up.empty()

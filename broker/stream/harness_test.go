@@ -39,8 +39,7 @@ func TestMain(m *testing.M) {
 type journal struct {
 	mu      sync.Mutex
 	frames  []stream.Frame
-	durable int // of frames
-	held    map[stream.Channel]int
+	durable int           // of frames
 	stalled chan struct{} // closed when it goes on; nil if it does
 	delay   time.Duration
 	discard bool // keep nothing

@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -242,7 +244,7 @@ func TestSlowReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "GET /api/v1/namespaces/shop/pods/web-0/exec?command=out&command=64000000&stdout=true HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\n%s\r\n", rawWebSocket)
+	fmt.Fprintf(conn, "GET /api/v1/namespaces/shop/pods/web-0/exec?command=zeros&command=64000000&stdout=true HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\n%s\r\n", rawWebSocket)
 	outcome := r.outcome()
 	if !errors.Is(outcome.Cause, stream.ErrSilent) || outcome.FromPod > 48<<20 {
 		t.Errorf("%+v", outcome)
@@ -255,7 +257,10 @@ func TestRefusedUpgrade(t *testing.T) {
 	long := strings.Repeat("no ", 5000)
 	for _, header := range []string{rawWebSocket, rawSPDY} {
 		closed := make(chan struct{})
-		r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, in *http.Request) {
+		r := newRig(t, nil)
+		pod := r.pod
+		defer pod.Close()
+		r.pod = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, in *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusForbidden)
 			fmt.Fprint(w, long)
@@ -265,6 +270,7 @@ func TestRefusedUpgrade(t *testing.T) {
 				close(closed)
 			}
 		}
+		r.pod.Start()
 		conn, err := net.Dial("tcp", r.broker.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -361,11 +367,7 @@ func FuzzAgent(f *testing.F) {
 			data = data[n:]
 		}
 		_ = conn.(*net.TCPConn).CloseWrite()
-		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if _, err := io.Copy(io.Discard, in); errors.Is(err, context.DeadlineExceeded) {
-			t.Error("the stream does not end")
-		}
-		r.outcome()
+		endsSoon(t, r, conn, in)
 	})
 }
 
@@ -435,9 +437,18 @@ func FuzzPod(f *testing.F) {
 		if !webSocket {
 			_, _ = conn.Write(spdySession(t))
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		_, _ = io.Copy(io.Discard, in)
-		conn.Close()
-		r.outcome()
+		endsSoon(t, r, conn, in)
 	})
+}
+
+// endsSoon waits for a stream to end, which must not take long.
+func endsSoon(t *testing.T, r *rig, conn net.Conn, in io.Reader) {
+	t.Helper()
+	const soon = 4 * time.Second
+	_ = conn.SetReadDeadline(time.Now().Add(soon))
+	if _, err := io.Copy(io.Discard, in); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the stream does not end")
+	}
+	conn.Close()
+	r.outcome()
 }

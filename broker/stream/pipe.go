@@ -37,9 +37,9 @@ func newPipe(c *Carrier, from, to side, toPod bool) *pipe {
 	return p
 }
 
-// readAll reads until the peer is gone, and returns nil then.
+// readAll reads until the peer is gone, and returns nil then. Only then is the queue
+// closed: after an error what it holds is not the last of the stream.
 func (p *pipe) readAll(ctx context.Context) error {
-	defer close(p.queue)
 	lend := func() (*buffer, error) { return p.carrier.Window.borrow(ctx, p.own) }
 	for {
 		e, err := p.from.read(lend)
@@ -51,6 +51,7 @@ func (p *pipe) readAll(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, io.EOF):
+			close(p.queue)
 			return nil
 		case err != nil:
 			return err
@@ -184,8 +185,16 @@ func (p *pipe) sendSize(ctx context.Context) error {
 // empty gives back what was read and is not wanted any more. Both goroutines must
 // have returned.
 func (p *pipe) empty() {
-	for q := range p.queue {
-		p.carrier.Window.giveBack(q.buffer)
+	for {
+		select {
+		case q, more := <-p.queue:
+			if !more {
+				return
+			}
+			p.carrier.Window.giveBack(q.buffer)
+		default:
+			return
+		}
 	}
 }
 

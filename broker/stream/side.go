@@ -35,12 +35,22 @@ type link struct {
 	// silence is how long the peer may do nothing at all, and may take nothing.
 	silence time.Duration
 
+	// over is closed when the connection is.
+	over  chan struct{}
+	close sync.Once
+
 	mu sync.Mutex
 	// last is the end of all deadlines, once the stream is ending.
 	last time.Time
 }
 
-func newLink(conn net.Conn) *link { return &link{Conn: conn} }
+func newLink(conn net.Conn) *link { return &link{Conn: conn, over: make(chan struct{})} }
+
+// Close implements net.Conn.
+func (l *link) Close() error {
+	l.close.Do(func() { close(l.over) })
+	return l.Conn.Close()
+}
 
 // listen gives the peer its time to be heard of, from now on.
 func (l *link) listen() error { return l.SetReadDeadline(time.Now().Add(l.silence)) }
@@ -73,13 +83,19 @@ func (l *link) endBy(last time.Time) {
 	_ = l.Conn.SetDeadline(last) // a connection that takes none is closed already
 }
 
-// drain ends the connection so that what was written arrives: a close while
+// closeWrite says that nothing more comes. What was written arrives: to close while
 // something unread is on its way would make the kernel throw it away (RFC 1122,
-// section 4.2.2.13). It waits for the peer to close, until the last deadline.
-func (l *link) drain() {
-	if half, ok := l.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-		_, _ = io.Copy(io.Discard, l.Conn) // ends with the peer or at the deadline
+// section 4.2.2.13).
+func (l *link) closeWrite() {
+	half, ok := l.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		l.Close()
 	}
+}
+
+// drain waits for the peer to close, until the last deadline, and closes.
+func (l *link) drain() {
+	_, _ = io.Copy(io.Discard, l.Conn) // ends with the peer or at the deadline
 	l.Close()
 }
 
