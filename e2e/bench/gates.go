@@ -26,6 +26,8 @@ const (
 	maxDecisionAllocs  = 0
 	maxOthersRatio     = 1.02 // what can be told from no difference at all
 	maxReadySeconds    = 20
+	minExecToTwin      = 0.5
+	maxExecBroker      = 8
 	maxManyGrantsMB    = 500
 	maxWatchKB         = 24
 	maxBigListMB       = 32
@@ -52,6 +54,8 @@ func (r *Report) judge(options Options) {
 		{PartBigList, Gate{Name: "f", Promise: "a list of 100 MB raises the broker's RSS by less than 32 MB", Unit: "MB", Limit: maxBigListMB, Measured: r.brokerRise()}},
 		{PartSpool, Gate{Name: "g", Promise: "at least 20,000 durable records per second with 64 writers", Unit: "records/s", Limit: minRecords, AtLeast: true, Measured: r.records()}},
 		{PartGrants, Gate{Name: "h", Promise: fmt.Sprintf("with %d grants in the API server a broker is ready in less than 20 s", options.Grants), Unit: "s", Limit: maxReadySeconds, Measured: r.manyGrants(func(m *ManyGrants) Interval { return m.Ready })}},
+		{PartExec, Gate{Name: "j", Promise: "a command prints at no less than half the twin's speed", Limit: minExecToTwin, AtLeast: true, Measured: r.exec(func(e Exec) Interval { return e.ToTwin })}},
+		{PartExec, Gate{Name: "k", Promise: "the broker takes at most 8 ns per byte of it", Unit: "ns", Limit: maxExecBroker, Measured: r.exec(func(e Exec) Interval { return e.CPU["broker"] })}},
 		{PartGrants, Gate{Name: "i", Promise: "… and takes less than 500 MB", Unit: "MB", Limit: maxManyGrantsMB, Measured: r.manyGrants(func(m *ManyGrants) Interval { return m.Peak })}},
 	} {
 		if !options.wants(g.part) {
@@ -185,6 +189,15 @@ func (r *Report) manyGrants(of func(*ManyGrants) Interval) Interval {
 		return Interval{}
 	}
 	return of(r.ManyGrants)
+}
+
+func (r *Report) exec(of func(Exec) Interval) Interval {
+	for _, e := range r.Execs {
+		if e.Contender == Taskgate {
+			return of(e)
+		}
+	}
+	return Interval{}
 }
 
 func (r *Report) records() Interval {

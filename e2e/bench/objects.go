@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/taskgate/taskgate/e2e/testbed"
@@ -61,9 +62,9 @@ func (w *world) createObjects(ctx context.Context) error {
 			return fmt.Errorf("creating namespace %s: %w", name, err)
 		}
 	}
-	// No controller makes it, and pods need it.
+	// Pods need it, and mostly no controller makes it.
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
-	if _, err := w.kube.CoreV1().ServiceAccounts(podsNamespace).Create(ctx, account, metav1.CreateOptions{}); err != nil {
+	if _, err := w.kube.CoreV1().ServiceAccounts(podsNamespace).Create(ctx, account, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("creating a service account: %w", err)
 	}
 	return createMany(ctx, podCount, func(ctx context.Context, i int) error {
@@ -114,7 +115,8 @@ const policyName, taskName = "bench", "bench"
 
 // rules are what the calls of the benchmark need.
 const rules = `[{namespaces: [` + podsNamespace + `, ` + createNamespace + `, ` + quietNamespace + `, ` + bigNamespace +
-	`], apiGroups: [""], resources: [pods, configmaps], verbs: [get, list, watch, create]}]`
+	`], apiGroups: [""], resources: [pods, configmaps], verbs: [get, list, watch, create]}, ` +
+	`{namespaces: [` + podsNamespace + `], apiGroups: [""], resources: [pods/exec], verbs: [create]}]`
 
 const policyManifest = `apiVersion: taskgate.dev/v1alpha1
 kind: AgentPolicy
@@ -122,6 +124,7 @@ metadata: {name: ` + policyName + `}
 spec:
   agents: ["spiffe://` + testbed.TrustDomain + `/ns/` + testbed.AgentNamespace + `/sa/*"]
   allow: ` + rules + `
+  waive: [exec]
   grant: {maxTTL: 24h, approval: None}
 `
 

@@ -22,12 +22,13 @@ const (
 	PartCreate    = "create"    // CREATE of a small config map
 	PartRecording = "recording" // GET with and without the recording
 	PartGrants    = "grants"    // a broker's start before many grants
+	PartExec      = "exec"      // a command that prints a lot
 )
 
 // Parts are all parts, in the order they are measured: memory before load,
 // because load leaves its traces in memory.
 func Parts() []string {
-	return []string{PartDecision, PartSpool, PartWatches, PartBigList, PartGet, PartList, PartCreate, PartRecording, PartGrants}
+	return []string{PartDecision, PartSpool, PartWatches, PartBigList, PartGet, PartList, PartCreate, PartRecording, PartGrants, PartExec}
 }
 
 // Options says what to measure, and how long.
@@ -41,6 +42,7 @@ type Options struct {
 	BigListBytes int // size of the large list
 	MicroRepeats int // of each micro benchmark
 	Grants       int // in the API server when a broker starts
+	ExecBytes    int // that a command prints
 
 	Progress io.Writer
 	Command  string // what a person typed, for the report
@@ -50,13 +52,13 @@ type Options struct {
 func Usual() Options {
 	return Options{
 		Rounds: 10, RoundDuration: 3 * time.Second, SPIFFE: testbed.Dev,
-		Watches: 1000, BigListBytes: 100 << 20, MicroRepeats: 10, Grants: 100_000, Progress: io.Discard,
+		Watches: 1000, BigListBytes: 100 << 20, MicroRepeats: 10, Grants: 100_000, ExecBytes: 1 << 30, Progress: io.Discard,
 	}
 }
 
 // Quick changes options to those of a look in passing: every part, few rounds.
 func (o Options) Quick() Options {
-	o.Rounds, o.RoundDuration, o.MicroRepeats, o.Grants = 3, 600*time.Millisecond, 3, 5000
+	o.Rounds, o.RoundDuration, o.MicroRepeats, o.Grants, o.ExecBytes = 3, 600*time.Millisecond, 3, 5000, 256<<20
 	return o
 }
 

@@ -32,6 +32,7 @@ type Report struct {
 	Spool            []Spool       `json:"spool"`
 	SyncMicroseconds float64       `json:"fdatasyncUs"`
 	ManyGrants       *ManyGrants   `json:"manyGrants,omitempty"`
+	Execs            []Exec        `json:"execs,omitempty"`
 
 	Gates    []Gate   `json:"gates"`
 	Problems []string `json:"problems,omitempty"`

@@ -3,6 +3,8 @@ package bench
 import (
 	"context"
 	"fmt"
+
+	"github.com/taskgate/taskgate/e2e/testbed"
 )
 
 // watchRepeats is how often the memory of idle watches is measured.
@@ -29,6 +31,9 @@ func Run(ctx context.Context, options Options) (*Report, error) {
 			r.problem("stopping", err)
 		}
 	}
+	if options.wants(PartExec) {
+		r.measureExec(ctx, options, say)
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -52,6 +57,22 @@ func (r *Report) measureMicro(ctx context.Context, options Options, say func(str
 		if r.SyncMicroseconds, err = syncTime(); err != nil {
 			r.problem(PartSpool, err)
 		}
+	}
+}
+
+// measureExec has a world of its own: it needs a node.
+func (r *Report) measureExec(ctx context.Context, options Options, say func(string, ...any)) {
+	w, err := startWorld(ctx, worldOptions{spiffe: options.SPIFFE, progress: say, node: testbed.Kwok})
+	if err != nil {
+		r.problem(PartExec, err)
+		return
+	}
+	say("measuring a command that prints %d MB", options.ExecBytes>>20)
+	if r.Execs, err = w.measureExec(ctx, options.ExecBytes); err != nil {
+		r.problem(PartExec, err)
+	}
+	if err := w.stop(context.WithoutCancel(ctx)); err != nil {
+		r.problem("stopping", err)
 	}
 }
 

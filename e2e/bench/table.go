@@ -20,6 +20,7 @@ func (r *Report) Markdown() string {
 	r.writeBlocks(&out)
 	r.writeMemory(&out)
 	r.writeGrants(&out)
+	r.writeExecs(&out)
 	r.writeMicro(&out)
 	return out.String()
 }
@@ -98,8 +99,25 @@ func (r *Report) writeMemory(out io.Writer) {
 func (r *Report) writeGrants(out io.Writer) {
 	if m := r.ManyGrants; m != nil {
 		line(out, "\n### A broker's start before many grants\n")
-		line(out, "| grants | s until all are active, creation included | s from start to ready | RSS MB at most |\n|---|---|---|---|")
-		line(out, "| %d | %s | %s | %s |", m.Grants, m.Granted.median(0), m.Ready.format(1), m.Peak.format(0))
+		line(out, "| active grants | s from start to ready | RSS MB at most |\n|---|---|---|")
+		line(out, "| %d | %s | %s |", m.Grants, m.Ready.format(1), m.Peak.format(0))
+	}
+}
+
+func (r *Report) writeExecs(out io.Writer) {
+	if len(r.Execs) == 0 {
+		return
+	}
+	line(out, "\n### A command that prints a lot, over WebSocket\n")
+	line(out, "| | MB/s | to twin | CPU ns per byte |\n|---|---|---|---|")
+	for _, e := range r.Execs {
+		var parts []string
+		for _, process := range []string{"sidecar", "hop 1", "broker", "hop 2"} {
+			if value, found := e.CPU[process]; found {
+				parts = append(parts, fmt.Sprintf("%s %s", process, value.format(1)))
+			}
+		}
+		line(out, "| %s | %s | %s | %s |", e.Contender, e.Speed.format(0), e.ToTwin.format(2), strings.Join(parts, ", "))
 	}
 }
 

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -44,6 +45,7 @@ type worldOptions struct {
 	spiffe     string
 	progress   func(format string, arguments ...any)
 	unrecorded bool
+	node       string   // testbed.Kwok, or empty for none
 	programs   string   // folder with broker, sidecar and taskgate; empty: built here
 	broker     []string // environment of brokers
 	sidecar    []string // environment of sidecars
@@ -72,7 +74,7 @@ func startWorld(ctx context.Context, options worldOptions) (*world, error) {
 	}
 	options.progress("starting the testbed")
 	w.bed, err = testbed.Start(ctx, testbed.Options{
-		Directory: filepath.Join(folder, "bed"), SPIFFE: options.spiffe, S3: testbed.VersityGW, Node: testbed.NoNode, WithoutControllers: true,
+		Directory: filepath.Join(folder, "bed"), SPIFFE: options.spiffe, S3: testbed.VersityGW, Node: cmp.Or(options.node, testbed.NoNode), WithoutControllers: options.node == "",
 		Programs: options.programs, Brokers: brokers, BrokerEnvironment: options.broker, SidecarEnvironment: options.sidecar,
 		SVIDTTL: 12 * time.Hour, AuditLevel: auditv1.LevelNone,
 	})
