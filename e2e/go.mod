@@ -27,6 +27,7 @@ require (
 require (
 	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674 // indirect
 	github.com/moby/spdystream v0.5.1 // indirect
+	github.com/segmentio/asm v1.2.1 // indirect
 	k8s.io/streaming v0.37.2 // indirect
 )
 

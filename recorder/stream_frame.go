@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	vectors "github.com/segmentio/asm/base64"
 )
 
 // A piece of a stream has two forms. In the spool it is binary, little endian:
@@ -76,7 +78,7 @@ func appendLine(to []byte, f *Frame) []byte {
 		to = append(to, `,"end":true`...)
 	}
 	to = append(to, `,"b64":"`...)
-	to = base64.StdEncoding.AppendEncode(to, f.Data)
+	to = appendBase64(to, f.Data)
 	return append(to, "\"}\n"...)
 }
 
@@ -113,6 +115,15 @@ func (r *lineReader) read(line []byte) (Frame, error) {
 		return f, fmt.Errorf("%w: a frame reads differently from how it is written", ErrNotCanonical)
 	}
 	return f, nil
+}
+
+// appendBase64 is base64.StdEncoding.AppendEncode, and takes a tenth of its time
+// where the processor has vectors. All that is printed goes through it.
+func appendBase64(to, data []byte) []byte {
+	begin, size := len(to), base64.StdEncoding.EncodedLen(len(data))
+	to = slices.Grow(to, size)[:begin+size]
+	vectors.StdEncoding.Encode(to[begin:], data)
+	return to
 }
 
 // number reads a label and the number behind it, and cuts both off. It is false,
