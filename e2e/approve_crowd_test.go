@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,21 +20,6 @@ import (
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/e2e/testbed"
 )
-
-// crowdTrials is the number of approvals that are raced for. TASKGATE_E2E_APPROVALS
-// sets another; T127 asks for 10,000.
-func crowdTrials(t testing.TB) int {
-	t.Helper()
-	text := os.Getenv("TASKGATE_E2E_APPROVALS")
-	if text == "" {
-		return 90
-	}
-	trials, err := strconv.Atoi(text)
-	if err != nil || trials < 1 {
-		t.Fatalf("TASKGATE_E2E_APPROVALS=%s is no number of approvals", text)
-	}
-	return trials
-}
 
 // crowdRig is three brokers, an agent with a sidecar to each, and a person.
 type crowdRig struct {
@@ -61,9 +44,10 @@ type crowdTrial struct {
 // TestApprovalsRaced is T127 over three replicas that are killed meanwhile: however
 // many callers want to use an approval, the cluster sees the call at most once; and
 // an approval that is used up has the record of the call that used it.
+// TASKGATE_E2E_APPROVALS says how many are raced for; 10,000 are asked for.
 func TestApprovalsRaced(t *testing.T) {
 	r := newCrowdRig(t)
-	trials := make([]crowdTrial, crowdTrials(t))
+	trials := make([]crowdTrial, numberFrom(t, "TASKGATE_E2E_APPROVALS", 90))
 	stop, killed := make(chan struct{}), make(chan error, 1)
 	every := 2500 * time.Millisecond
 	if len(trials) > 1000 { // most of the time all three are there, and race alone

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,13 +32,7 @@ const (
 // of it. Nothing an agent was told may be without its record.
 func TestFaultKill(t *testing.T) {
 	t.Parallel()
-	kills := 200
-	if text := os.Getenv("TASKGATE_KILLS"); text != "" {
-		var err error
-		if kills, err = strconv.Atoi(text); err != nil {
-			t.Fatalf("TASKGATE_KILLS: %v", err)
-		}
-	}
+	kills := numberFrom(t, "TASKGATE_KILLS", 200)
 	b := startFault(t, testbed.Options{
 		Node: testbed.NoNode, WithoutControllers: true, Brokers: faultReplicas, AuditLevel: auditv1.LevelMetadata,
 	})

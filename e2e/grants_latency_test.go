@@ -3,32 +3,16 @@ package e2e_test
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
 )
 
-// grantsTrials is the number of grants whose end is timed. TASKGATE_E2E_TRIALS
-// sets another; T093 asks for 1,000.
-func grantsTrials(t testing.TB) int {
-	t.Helper()
-	text := os.Getenv("TASKGATE_E2E_TRIALS")
-	if text == "" {
-		return 60
-	}
-	trials, err := strconv.Atoi(text)
-	if err != nil || trials < 1 {
-		t.Fatalf("TASKGATE_E2E_TRIALS=%s is no number of trials", text)
-	}
-	return trials
-}
-
 // TestGrantsEndAtOnce: T093. The time from the moment the API server has accepted
 // the end of a grant to the answer of the last call that was accepted under it,
-// and to the end of a watch.
+// and to the end of a watch. TASKGATE_E2E_TRIALS says how many grants end; 1,000
+// are asked for.
 func TestGrantsEndAtOnce(t *testing.T) {
 	g := newGrantsRig(t)
 	who := g.newAgent(t, "grants-latency")
@@ -36,7 +20,7 @@ func TestGrantsEndAtOnce(t *testing.T) {
 	g.allow(t, "latency", who.id, openPolicy, mapRule("latency"))
 	var used, cut []time.Duration
 	var refused []faultAnswer
-	for trial := range grantsTrials(t) {
+	for trial := range numberFrom(t, "TASKGATE_E2E_TRIALS", 60) {
 		calls, watch, refusal := g.timeEnd(t, who, trial)
 		used, cut, refused = append(used, calls), append(cut, watch), append(refused, refusal)
 	}

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -164,13 +162,7 @@ func (r *streamsRig) joinsCluster(t *testing.T) {
 // survivesKills is T143: whatever moment the broker dies at, what the user saw is
 // the beginning of what is on record.
 func (r *streamsRig) survivesKills(t *testing.T) {
-	kills := 15
-	if text := os.Getenv("TASKGATE_KILLS"); text != "" {
-		var err error
-		if kills, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	kills := numberFrom(t, "TASKGATE_KILLS", 15)
 	total := 0
 	for n := range kills {
 		began := time.Now()

@@ -38,6 +38,7 @@ func TestStreams(t *testing.T) {
 		{"the cluster's own log", r.joinsCluster},
 		{"a gate", r.asksOnce},
 		{"revoked", r.isCut},
+		{"opened and closed", r.leavesNothing},
 		{"kill -9", r.survivesKills},
 		{"shutdown", r.saysGoodbye},
 	} {
@@ -136,11 +137,12 @@ func (r *streamsRig) attaches(t *testing.T) {
 	}
 }
 
-// copies is T147, with less than its 200 MiB; make bench moves more.
+// copies is T147. TASKGATE_E2E_COPY says how many MiB; 200 are asked for.
 func (r *streamsRig) copies(t *testing.T) {
 	folder := t.TempDir()
-	content := make([]byte, 12<<20)
+	content := make([]byte, numberFrom(t, "TASKGATE_E2E_COPY", 12)<<20)
 	_, _ = rand.Read(content) // does not fail
+	before := faultUsageOf(t, r.Broker(0).PID())
 	up, down := filepath.Join(folder, "up"), filepath.Join(folder, "down")
 	if err := os.WriteFile(up, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -161,6 +163,11 @@ func (r *streamsRig) copies(t *testing.T) {
 	}
 	if back, err := os.ReadFile(down); err != nil || !bytes.Equal(back, content) {
 		t.Errorf("%d bytes came back: %v", len(back), err)
+	}
+	if after := faultUsageOf(t, r.Broker(0).PID()); after.rss > before.rss+(160<<20) {
+		t.Errorf("the broker grew from %s to %s", before, after)
+	} else {
+		t.Logf("%d MiB each way: the broker grew from %s to %s", len(content)>>20, before, after)
 	}
 	shown := r.taskgate(t, "replay", seen.id)
 	if !strings.Contains(shown.stdout, "copied") || !strings.Contains(shown.stdout, fmt.Sprint(len(content))) {
