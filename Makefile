@@ -34,10 +34,12 @@ unit: compiler ## Unit tests, with the race detector; what things cost is looked
 e2e: tools packages ## End-to-end tests: real API server, real SPIRE, real S3 with object lock
 	cd e2e && go test -parallel 6 -timeout 30m ./...
 
+# A deadline without a failing input is go test's own, not the target's: go.dev/issue/75804, mended in Go 1.27.
 fuzz: ## Each fuzz target for FUZZTIME (5s)
 	@set -e; go list ./... | while read -r package; do \
 	  go test -list '^Fuzz' "$$package" | grep '^Fuzz' | while read -r target; do \
-	    echo "fuzz $$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" >/tmp/fuzz.$$$$ 2>&1 || { cat /tmp/fuzz.$$$$; exit 1; }; \
+	    echo "fuzz $$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" >/tmp/fuzz.$$$$ 2>&1 || \
+	      { grep -q '^ *context deadline exceeded$$' /tmp/fuzz.$$$$ && ! grep -q 'Failing input' /tmp/fuzz.$$$$; } || { cat /tmp/fuzz.$$$$; exit 1; }; \
 	  done || exit 1; done
 
 lint: ## gofmt, go vet and staticcheck over all modules
