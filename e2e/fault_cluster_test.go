@@ -345,7 +345,7 @@ func testClusterGuard(t *testing.T, b *faultBed, _ *faultWire) {
 	binding := b.admin(t, "get", "validatingadmissionpolicybinding/taskgate-pods", "--output=yaml")
 	b.admin(t, "delete", "validatingadmissionpolicybinding/taskgate-pods")
 	began := time.Now()
-	b.untilNotReady(t, 15*time.Second, "admission-policies", "is absent; apply manifests/base")
+	b.untilNotReady(t, 15*time.Second, "admission-policies", "is absent; in the guarded cluster")
 	b.alpha.until(t, 5*time.Second, "NotReady")
 	took := faultSince(began)
 	lines := strings.SplitAfter(binding, "\n")

@@ -54,7 +54,7 @@ func grantEndings() []grantEnding {
 			end:   func(t testing.TB, g *grantsRig, object string) { g.remove(t, grantsPolicies, object) }},
 		{name: "invalid", reason: "GrantRevoked", says: "its policy does not allow it any more", status: over + "PolicyChanged",
 			tells: `the AgentPolicy "grants-invalid" grants nothing: spec.gates[0].when (gate broken)`,
-			end:   change(`{"spec":{"gates":[{"name":"broken","when":"1 +"}]}}`)},
+			end:   change(`{"spec":{"gates":[{"name":"broken","resources":["leases"],"when":"1 +"}]}}`)},
 		{name: "suspended", alone: true, reason: "PolicyDenied/Suspended", says: "Suspended", status: over + "Suspended",
 			tells: `the AgentPolicy "grants-suspended" is suspended`, end: change(`{"spec":{"suspended":true}}`)},
 	}

@@ -24,9 +24,10 @@ var titles = []string{
 	"3. Outside the task, alpha is refused and told why",
 	"4. Another agent has no part in it",
 	"5. A risky call waits for a person, who says yes to exactly that",
-	"6. The task ends, and the access with it",
-	"7. The record is out of reach",
-	"8. The record is whole, and a stranger can prove it",
+	"6. What happens in a pod is recorded, and can be played back",
+	"7. The task ends, and the access with it",
+	"8. The record is out of reach",
+	"9. The record is whole, and a stranger can prove it",
 	"What you have seen",
 }
 
@@ -103,7 +104,7 @@ func testPlay(t *testing.T, program string) {
 			t.Errorf("there is no step %q", title)
 		}
 	}
-	const checks = 18
+	const checks = 21
 	if count := strings.Count(text, "✓ "); count < checks || strings.Contains(text, "✗") {
 		t.Errorf("%d checks held, not %d or more:\n%s", count, checks, text)
 	}
