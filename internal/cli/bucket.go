@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -25,6 +27,30 @@ TASKGATE_S3_AUDITOR_KEY and TASKGATE_S3_AUDITOR_SECRET.`
 func (p *place) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&p.endpoint, "endpoint", os.Getenv("TASKGATE_S3_ENDPOINT"), "`URL` of the S3 store")
 	cmd.Flags().StringVar(&p.region, "region", os.Getenv("AWS_REGION"), "region of the bucket, us-east-1 if left out")
+}
+
+// selection says which records are wanted.
+type selection struct {
+	filter   recorder.Filter
+	from, to string
+}
+
+func (s *selection) flags(flags *pflag.FlagSet) {
+	flags.StringVar(&s.filter.Cluster, "cluster", "", "only this cluster")
+	flags.StringVar(&s.filter.Agent, "agent", "", "only this SPIFFE `ID`")
+	flags.StringVar(&s.filter.Task, "task", "", "only this task")
+	flags.StringVar(&s.filter.Grant, "grant", "", "only this TaskGrant")
+	flags.StringVar(&s.from, "from", "", "not begun before this `time` (2026-11-23, 2026-11-23T12:00:00Z, or 2h for two hours ago)")
+	flags.StringVar(&s.to, "to", "", "not begun after this `time`")
+}
+
+// resolve reads the times.
+func (s *selection) resolve(now time.Time) (err error) {
+	if s.filter.From, err = moment(s.from, "--from", now); err != nil {
+		return err
+	}
+	s.filter.To, err = moment(s.to, "--to", now)
+	return err
 }
 
 // open opens what the argument names. close is never nil.

@@ -15,9 +15,8 @@ import (
 
 type recordsOptions struct {
 	place
-	filter   recorder.Filter
-	from, to string
-	output   string
+	selection
+	output string
 }
 
 func recordsCommand() *cobra.Command {
@@ -36,24 +35,15 @@ func recordsCommand() *cobra.Command {
 	}
 	o.place.flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&o.filter.Cluster, "cluster", "", "only this cluster")
-	flags.StringVar(&o.filter.Agent, "agent", "", "only this SPIFFE `ID`")
-	flags.StringVar(&o.filter.Task, "task", "", "only this task")
-	flags.StringVar(&o.filter.Grant, "grant", "", "only this TaskGrant")
+	o.selection.flags(flags)
 	flags.StringVar(&o.filter.Verb, "verb", "", "only this verb")
 	flags.StringVar(&o.filter.Decision, "decision", "", "only allow or deny")
-	flags.StringVar(&o.from, "from", "", "not before this `time` (2026-11-23, 2026-11-23T12:00:00Z, or 2h for two hours ago)")
-	flags.StringVar(&o.to, "to", "", "not after this `time`")
 	flags.StringVarP(&o.output, "output", "o", "table", "table, or jsonl for the records as they are (audit.k8s.io/v1 Events)")
 	return cmd
 }
 
 func (o *recordsOptions) run(cmd *cobra.Command, args []string) error {
-	var err error
-	if o.filter.From, err = moment(o.from, "--from", time.Now()); err != nil {
-		return err
-	}
-	if o.filter.To, err = moment(o.to, "--to", time.Now()); err != nil {
+	if err := o.selection.resolve(time.Now()); err != nil {
 		return err
 	}
 	var write func(*recorder.Event) error

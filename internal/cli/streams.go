@@ -19,9 +19,8 @@ import (
 
 type streamsOptions struct {
 	place
-	filter   recorder.Filter
-	from, to string
-	output   string
+	selection
+	output string
 }
 
 func streamsCommand() *cobra.Command {
@@ -42,22 +41,13 @@ and proves nothing: that is taskgate verify.
 	}
 	o.place.flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&o.filter.Cluster, "cluster", "", "only this cluster")
-	flags.StringVar(&o.filter.Agent, "agent", "", "only this SPIFFE `ID`")
-	flags.StringVar(&o.filter.Task, "task", "", "only this task")
-	flags.StringVar(&o.filter.Grant, "grant", "", "only this TaskGrant")
-	flags.StringVar(&o.from, "from", "", "not begun before this `time` (2026-11-23, 2026-11-23T12:00:00Z, or 2h for two hours ago)")
-	flags.StringVar(&o.to, "to", "", "not begun after this `time`")
+	o.selection.flags(flags)
 	flags.StringVarP(&o.output, "output", "o", "table", "table, or jsonl for one JSON object a line")
 	return cmd
 }
 
 func (o *streamsOptions) run(cmd *cobra.Command, args []string) error {
-	var err error
-	if o.filter.From, err = moment(o.from, "--from", time.Now()); err != nil {
-		return err
-	}
-	if o.filter.To, err = moment(o.to, "--to", time.Now()); err != nil {
+	if err := o.selection.resolve(time.Now()); err != nil {
 		return err
 	}
 	var write func(*session) error
