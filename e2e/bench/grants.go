@@ -44,6 +44,11 @@ func (w *world) measureGrants(ctx context.Context, count int) (*ManyGrants, erro
 	if err := broker.Stop(ctx); err != nil {
 		return nil, err
 	}
+	if w.unrecorded != nil { // it judges grants, too
+		if err := w.bed.Broker(1).Stop(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := w.createGrants(ctx, count); err != nil {
 		return nil, err
 	}
