@@ -10,6 +10,7 @@ import (
 
 	"github.com/rs/zerolog"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -108,16 +109,23 @@ func New(config Config) (*Controller, error) {
 		cache.Indexers{byPolicy: grantsByPolicy, byHold: grantsByHold})
 	c.approvals = cache.NewSharedIndexInformer(listWatch[v1alpha1.ApprovalList](client, approvals), &v1alpha1.Approval{}, 0, cache.Indexers{byGrant: approvalsByGrant})
 	c.decisions = cache.NewSharedIndexInformer(listWatch[v1alpha1.DecisionList](client, decisions), &v1alpha1.Decision{}, 0, cache.Indexers{byTarget: decisionsByTarget})
-	// People read the diffs, which are large; a broker works with the rest.
-	if err := c.approvals.SetTransform(withoutDiff); err != nil {
-		return nil, err
+	for _, informer := range []cache.SharedIndexInformer{c.policies, c.grants, c.approvals, c.decisions} {
+		if err := informer.SetTransform(slim); err != nil {
+			return nil, err
+		}
 	}
 	return c, nil
 }
 
-func withoutDiff(object any) (any, error) {
+// slim drops what a broker does not work with and there may be a lot of: who
+// manages which field, and the diffs, which are for people. A write of the rest
+// leaves both as they are.
+func slim(object any) (any, error) {
 	if approval, ok := object.(*v1alpha1.Approval); ok {
 		approval.Spec.Diff = ""
+	}
+	if m, err := meta.Accessor(object); err == nil { // not so what stands for a deleted object
+		m.SetManagedFields(nil)
 	}
 	return object, nil
 }
