@@ -204,18 +204,19 @@ func (r *streamsRig) forwards(t *testing.T) {
 	}
 }
 
-// debugs: an ephemeral container is made and attached to. What kubectl shows of one
-// that ends soon is up to kubectl.
+// debugs: an ephemeral container is made, attached to and talked with. Standard
+// input stays open: kubectl leaves an attach whose input has ended.
 func (r *streamsRig) debugs(t *testing.T) {
 	began := time.Now()
-	command := []string{"debug", streamsPod, "--image=" + testbed.ToolsImage, "--image-pull-policy=Never", "-i", "--quiet", "--profile=general", "--", "sh", "-c", "read line && echo heard $line in the pod; sleep 1"}
-	got := r.streams(t, r.agent.Kubeconfig, "", []byte("something\n"), command...)
-	want := r.streams(t, r.Environment().AdminKubeconfig, "", []byte("something\n"), command...)
-	if got.code != want.code || got.stdout != want.stdout {
-		t.Errorf("through taskgate %s\ndirectly %s", got, want)
+	k := r.begins(t, r.agent.Kubeconfig, "", "debug", streamsPod, "--image="+testbed.ToolsImage, "--image-pull-policy=Never", "-i", "--quiet", "--profile=general", "--", "sh", "-c", "read line && echo heard $line in the pod; read line")
+	k.types(t, "something\n")
+	k.until(t, "heard something in the pod")
+	k.types(t, "more\n")
+	if code := k.wait(t, 20*time.Second); code != 0 {
+		t.Errorf("ended with %d: %s", code, k.stderr)
 	}
-	if seen := r.last(t, "attach", began); seen.channel[0].String() != "something\n" || seen.channel[1].String() != got.stdout {
-		t.Errorf("recorded %q and %q", seen.channel[0].String(), seen.channel[1].String())
+	if seen := r.last(t, "attach", began); seen.err != nil || seen.channel[0].String() != "something\nmore\n" || seen.channel[1].String() != "heard something in the pod\n" {
+		t.Errorf("recorded %q and %q: %v", seen.channel[0].String(), seen.channel[1].String(), seen.err)
 	}
 }
 
