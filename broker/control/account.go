@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -25,7 +26,8 @@ const (
 type account struct {
 	requests atomic.Int64
 	bytesOut atomic.Int64
-	spent    atomic.Bool // nothing is left to reserve
+	// spent is when a call first found nothing left to reserve.
+	spent atomic.Pointer[time.Time]
 	// change changes by compare-and-swap what all replicas together have reserved.
 	change func(context.Context, func(*v1alpha1.Usage) error) error
 
@@ -83,8 +85,8 @@ func (a *account) out(n int, budget authz.Budget) bool {
 
 // ends reports, the first time only, that a budget which all replicas share is
 // used up.
-func (a *account) ends(budget string) bool {
-	return (budget == mutations || budget == streams) && !a.spent.Swap(true)
+func (a *account) ends(budget string, now time.Time) bool {
+	return (budget == mutations || budget == streams) && a.spent.CompareAndSwap(nil, &now)
 }
 
 // of returns the share of a budget, and where the use of all replicas stands.

@@ -66,7 +66,7 @@ func (c *Controller) Charge(ctx context.Context, grant *authz.Grant, policy *aut
 	m := c.budgets.meter(grant)
 	if err := m.grant.take(ctx, policy.Budget, use); err != nil {
 		var spent *SpentError
-		if errors.As(err, &spent) && m.grant.ends(spent.Budget) {
+		if errors.As(err, &spent) && m.grant.ends(spent.Budget, c.config.Now()) {
 			// Other replicas may have a share left; then it ends the grant.
 			c.queue.AddAfter(item{grants, m.name}, shareGrace)
 		}
@@ -123,12 +123,17 @@ func (m *Meter) today(policy *authz.Policy) *account {
 // them found nothing left.
 const shareGrace = 5 * time.Second
 
-// spent reports whether a grant's mutations or streams were found used up here.
+// spent reports whether a grant's mutations or streams were found used up here, so
+// long ago that no replica has a share left.
 func (b *budgets) spent(uid string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m := b.meters[uid]
-	return m != nil && m.grant.spent.Load()
+	if m == nil {
+		return false
+	}
+	at := m.grant.spent.Load()
+	return at != nil && b.controller.config.Now().Sub(*at) >= shareGrace
 }
 
 func (b *budgets) meter(grant *authz.Grant) *Meter {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
 	"github.com/taskgate/taskgate/authz"
@@ -94,5 +95,30 @@ func TestDaysOfAPolicy(t *testing.T) {
 		if status.Days[i] != want[i] {
 			t.Errorf("got %+v, want %+v", status.Days[i], want[i])
 		}
+	}
+}
+
+// TestSpentEndsAfterGrace: a grant whose budget was found used up here does not end
+// before other replicas had the time to spend their shares, whatever else makes it
+// be looked at meanwhile.
+func TestSpentEndsAfterGrace(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	c := &Controller{config: Config{Now: func() time.Time { return now }}}
+	c.budgets = budgets{controller: c, meters: map[string]*Meter{}}
+	meter := c.budgets.meter(&authz.Grant{UID: "uid"})
+	if c.budgets.spent("uid") || c.budgets.spent("another") {
+		t.Error("spent before anything was charged")
+	}
+	if !meter.grant.ends("mutations", now) || meter.grant.ends("mutations", now.Add(time.Second)) {
+		t.Error("the first call that finds nothing left ends the grant, and no other")
+	}
+	if now = now.Add(shareGrace - 1); c.budgets.spent("uid") {
+		t.Error("ended while other replicas may still have a share")
+	}
+	if now = now.Add(1); !c.budgets.spent("uid") {
+		t.Error("not ended after the time of grace")
+	}
+	if meter.grant.ends("requests", now) {
+		t.Error("a guard of one replica ends the grant for all")
 	}
 }
