@@ -62,7 +62,7 @@ const bodyDeadline = 30 * time.Second
 // that is several times what waiting for events takes, and a thousand idle watches
 // would keep it. Sidecars send such calls over HTTP/2, and no others.
 func (b *boundary) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{b: b, conn: connOf(r), w: w, r: r, started: b.now(), auditID: uuid.NewString()}
+	x := &exchange{b: b, conn: connOf(r), w: &patientWriter{ResponseWriter: w, limit: silenceTime}, r: r, started: b.now(), auditID: uuid.NewString()}
 	if r.ProtoMajor == 2 {
 		apart(x.serve)
 	} else {

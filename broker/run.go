@@ -111,11 +111,7 @@ func closeRecorder(ctx context.Context, config *Configuration, records *recorder
 
 // assemble puts the parts together; nothing runs yet.
 func assemble(config *Configuration, source *identity.Source, records *recorder.Recorder, log zerolog.Logger) (*parts, error) {
-	guarded, err := clusterConfig(&config.Guarded)
-	if err != nil {
-		return nil, err
-	}
-	controlled, err := clusterConfig(config.Control)
+	clusters, err := openClusters(config)
 	if err != nil {
 		return nil, err
 	}
@@ -131,22 +127,22 @@ func assemble(config *Configuration, source *identity.Source, records *recorder.
 	}
 	var b *boundary
 	controller, err := control.New(control.Config{
-		Broker: config.Name, Index: index, Control: controlled, Guarded: guarded, Log: log, Now: clock.Now,
+		Broker: config.Name, Index: index, Control: clusters.control, Guarded: clusters.guarded, Log: log, Now: clock.Now,
 		StaleAfter: config.StaleAfter.Duration, KeepEnded: config.KeepEnded.Duration,
 		Tell: func(h control.Happening) { b.happened(h) }, // it runs only when b is there
 	})
 	if err != nil {
 		return nil, err
 	}
-	kinds, err := newCatalog(guarded, clock.Now)
+	kinds, err := newCatalog(clusters.guarded, clock.Now)
 	if err != nil {
 		return nil, err
 	}
-	upstream, err := newUpstream(guarded)
+	upstream, err := newUpstream(clusters.agents)
 	if err != nil {
 		return nil, err
 	}
-	own, err := tasks.New(tasks.Config{Control: controlled, Index: index, Release: controller.Release, Now: clock.Now})
+	own, err := tasks.New(tasks.Config{Control: clusters.control, Index: index, Release: controller.Release, Now: clock.Now})
 	if err != nil {
 		return nil, err
 	}

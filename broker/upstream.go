@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/taskgate/taskgate/broker/stream"
 )
@@ -29,22 +28,6 @@ type upstream struct {
 	// streams makes a connection of its own for every upgrade.
 	streams http.RoundTripper
 	close   func()
-}
-
-// clusterConfig reads how to reach a cluster. The configuration must not
-// impersonate on its own, or two principals would mix.
-func clusterConfig(cluster *Cluster) (*rest.Config, error) {
-	config, err := rest.InClusterConfig()
-	if cluster.Kubeconfig != "" {
-		config, err = clientcmd.BuildConfigFromFlags("", cluster.Kubeconfig)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading how to reach the cluster: %w; set guarded.kubeconfig outside of a pod", err)
-	}
-	if config.Impersonate.UserName != "" || len(config.Impersonate.Groups) > 0 || len(config.Impersonate.Extra) > 0 {
-		return nil, errors.New("the kubeconfig impersonates somebody; the broker has to use its own account")
-	}
-	return config, nil
 }
 
 func newUpstream(config *rest.Config) (*upstream, error) {

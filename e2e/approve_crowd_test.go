@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +48,7 @@ type crowdTrial struct {
 // an approval that is used up has the record of the call that used it.
 // TASKGATE_E2E_APPROVALS says how many are raced for; 10,000 are asked for.
 func TestApprovalsRaced(t *testing.T) {
+	t.Parallel()
 	r := newCrowdRig(t)
 	trials := make([]crowdTrial, numberFrom(t, "TASKGATE_E2E_APPROVALS", 90))
 	stop, killed := make(chan struct{}), make(chan error, 1)
@@ -255,8 +258,8 @@ func (r *crowdRig) judgeCrowd(t *testing.T, trials []crowdTrial) {
 			unknown++
 		}
 	}
-	for consumer, trial := range users {
-		records := r.journal.of(t, consumer)[consumer]
+	for consumer, records := range r.journal.of(t, slices.Collect(maps.Keys(users))...) {
+		trial := users[consumer]
 		outcome := records[len(records)-1].Annotations["taskgate.dev/outcome"]
 		if made[fmt.Sprintf("trial-%d-", trial.number)] == 0 && outcome != "unknown" && outcome != "not-sent" {
 			t.Errorf("trial %d: %s was used up by %s, nothing was made, and the record says %q", trial.number, trial.approval, consumer, outcome)

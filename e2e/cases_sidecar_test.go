@@ -135,6 +135,7 @@ func TestLoopbackOnly(t *testing.T) {
 
 // TestSlowClients lose their connection, not the sidecar's.
 func TestSlowClients(t *testing.T) {
+	t.Parallel()
 	rig := newCasesRig(t)
 	for _, door := range rig.reader.doors(t) {
 		for name, begin := range map[string]string{"nothing": "", "a header that goes on": "GET /version HTTP/1.1\r\nHost: x\r\nX-A: "} {
@@ -180,6 +181,7 @@ func TestSlowClients(t *testing.T) {
 // forwarded. The sidecar itself has no such deadline: whoever is slow there holds
 // up nobody but itself.
 func TestSlowBody(t *testing.T) {
+	t.Parallel()
 	rig := newCasesRig(t)
 	door := rig.all.doors(t)[1]
 	const patience = 40 * time.Second

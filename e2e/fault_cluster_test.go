@@ -321,7 +321,7 @@ func testClusterLost(t *testing.T, b *faultBed, wire *faultWire, hanging chan<- 
 	if last > faultStale+time.Second {
 		t.Errorf("a revoked grant was used for %s", last)
 	}
-	healed := b.alpha.untilOK(t, 90*time.Second)
+	healed := b.alpha.untilOK(t, 30*time.Second) // pings find it after 15 s
 	if answer := b.beta.get(t.Context()); !answer.is("GrantRevoked") {
 		t.Errorf("afterwards beta is answered %s", answer)
 	}

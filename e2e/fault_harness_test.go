@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -594,160 +592,6 @@ func (o *faultBroker) printed(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return string(content)
-}
-
-// faultWire is a TCP proxy that a test can hold, cut and open again. What is
-// held is kept and delivered later, as by a network that is away for a while.
-type faultWire struct {
-	listener net.Listener
-	target   atomic.Pointer[string]
-
-	mu    sync.Mutex
-	pairs map[*faultPair]struct{}
-	held  bool // connections to come are held too
-}
-
-type faultPair struct {
-	ends [2]net.Conn
-	gate chan struct{} // nil while bytes pass; closed to let them pass again
-	lost bool          // nothing passes any more, and nobody is told
-}
-
-func newFaultWire(t testing.TB) *faultWire {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &faultWire{listener: listener, pairs: map[*faultPair]struct{}{}}
-	t.Cleanup(func() {
-		_ = listener.Close() // the end
-		w.cut()
-	})
-	go w.accept()
-	return w
-}
-
-func (w *faultWire) address() string { return w.listener.Addr().String() }
-
-func (w *faultWire) accept() {
-	for {
-		near, err := w.listener.Accept()
-		if err != nil {
-			return
-		}
-		go w.join(near)
-	}
-}
-
-func (w *faultWire) join(near net.Conn) {
-	far, err := net.Dial("tcp", *w.target.Load())
-	if err != nil {
-		_ = near.Close() // as if nobody listened
-		return
-	}
-	pair := &faultPair{ends: [2]net.Conn{near, far}}
-	w.mu.Lock()
-	if w.held {
-		pair.gate = make(chan struct{})
-	}
-	w.pairs[pair] = struct{}{}
-	w.mu.Unlock()
-	var wait sync.WaitGroup
-	wait.Go(func() { w.carry(pair, near, far) })
-	wait.Go(func() { w.carry(pair, far, near) })
-	wait.Wait()
-	w.mu.Lock()
-	delete(w.pairs, pair)
-	w.mu.Unlock()
-}
-
-// carry moves bytes one way. The end of one way is the end of both.
-func (w *faultWire) carry(pair *faultPair, from, to net.Conn) {
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buffer)
-		w.mu.Lock()
-		gate := pair.gate
-		w.mu.Unlock()
-		if gate != nil {
-			<-gate
-		}
-		if n > 0 {
-			if _, err := to.Write(buffer[:n]); err != nil {
-				break
-			}
-		}
-		if err != nil {
-			break
-		}
-	}
-	_, _ = from.Close(), to.Close()
-}
-
-// hold lets nothing pass on the connections there are, and on new ones if all.
-func (w *faultWire) hold(all bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.held = all
-	for pair := range w.pairs {
-		if pair.gate == nil {
-			pair.gate = make(chan struct{})
-		}
-	}
-}
-
-// open lets everything pass again.
-func (w *faultWire) open() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.held = false
-	for pair := range w.pairs {
-		if pair.gate != nil && !pair.lost {
-			close(pair.gate)
-			pair.gate = nil
-		}
-	}
-}
-
-// lose lets nothing pass on the connections there are, ever again; new ones work.
-func (w *faultWire) lose() {
-	w.hold(false)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for pair := range w.pairs {
-		pair.lost = true
-	}
-}
-
-// cut closes every connection there is.
-func (w *faultWire) cut() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for pair := range w.pairs {
-		if pair.gate != nil {
-			close(pair.gate)
-			pair.gate = nil
-		}
-		_, _ = pair.ends[0].Close(), pair.ends[1].Close()
-	}
-}
-
-// toCluster puts the wire between a broker and the API server, by changing the
-// kubeconfig that the testbed wrote.
-func (w *faultWire) toCluster(configuration map[string]any) {
-	file := configuration["guarded"].(map[string]any)["kubeconfig"].(string)
-	content, err := os.ReadFile(file)
-	if err != nil {
-		panic(err)
-	}
-	_, rest, _ := strings.Cut(string(content), "server: https://")
-	server, _, _ := strings.Cut(rest, "\n")
-	w.target.Store(&server)
-	changed := strings.Replace(string(content), "https://"+server, "https://"+w.address(), 1)
-	if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
-		panic(err)
-	}
 }
 
 // faultUsage is what a process holds.

@@ -27,6 +27,7 @@ type grantsPair struct {
 
 // TestGrantsOverTwoBrokers: what holds over all replicas, or for each.
 func TestGrantsOverTwoBrokers(t *testing.T) {
+	t.Parallel()
 	p := &grantsPair{wire: newFaultWire(t)}
 	p.grantsRig = &grantsRig{startStack(t, testbed.Options{
 		Brokers: 2, Node: testbed.NoNode, WithoutControllers: true, AuditLevel: auditv1.LevelMetadata,

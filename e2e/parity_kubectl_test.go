@@ -8,6 +8,7 @@ const settings = `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"sett
 // TestParityOfKubectl plays what people do with kubectl. The scenes do not touch
 // each other.
 func TestParityOfKubectl(t *testing.T) {
+	t.Parallel()
 	scenes := []struct {
 		name  string
 		steps []step

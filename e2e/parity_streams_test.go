@@ -14,6 +14,7 @@ import (
 // TestParityOfWatching: kubectl get -w shows each thing when it happens, and the
 // same on both sides.
 func TestParityOfWatching(t *testing.T) {
+	t.Parallel()
 	watches := []struct{ run, first, last string }{
 		{`kubectl get cm -l app=w -w --no-headers`, "present", "end"},
 		{`kubectl get cm -l app=w -w -o json --output-watch-events`, `"ADDED"`, `"end"`},

@@ -25,6 +25,7 @@ const redactMask = "[redacted]"
 // Secrets as usual, by kubectl and by programs in every codec, and sees no value,
 // in no answer and in no error; and neither do records, spool and logs.
 func TestRedactedSecrets(t *testing.T) {
+	t.Parallel()
 	rig := newRedactRig(t)
 	rig.many(t)
 	for _, part := range []struct {

@@ -22,6 +22,7 @@ import (
 // everything without asking.
 type streamsRig struct {
 	*grantsRig
+	wire  *faultWire // between broker and API server
 	agent *agent
 }
 
@@ -33,8 +34,12 @@ const (
 const everythingInPods = `{namespaces: [streams], apiGroups: [""], resources: [pods, pods/exec, pods/attach, pods/portforward, pods/log, pods/ephemeralcontainers, events], verbs: ["*"]}`
 
 func newStreamsRig(t *testing.T) *streamsRig {
-	r := &streamsRig{grantsRig: &grantsRig{startStack(t, testbed.Options{Node: testbed.RealNode, AuditLevel: auditv1.LevelMetadata})}}
-	r.allowUpstream(t, "streams", "gated", "cut", "rules")
+	r := &streamsRig{wire: newFaultWire(t)}
+	r.grantsRig = &grantsRig{startStack(t, testbed.Options{
+		Node: testbed.RealNode, AuditLevel: auditv1.LevelMetadata,
+		BrokerConfiguration: func(_ int, configuration map[string]any) { r.wire.toCluster(configuration) },
+	})}
+	r.allowUpstream(t, "streams", "gated", "cut", "rules", "logs")
 	r.apply(t, "{apiVersion: v1, kind: Namespace, metadata: {name: "+streamsSpace+"}}")
 	r.runPod(t, streamsPod, "httpd -p 8080 -h /etc && while true; do date; read line && echo heard $line || sleep 1; done")
 	r.agent = r.alpha(t)
@@ -102,23 +107,36 @@ func (s *recorded) annotation(name string) string {
 	return s.events[slices.IndexFunc(s.events, isOutcome)].Annotations["taskgate.dev/"+name]
 }
 
-// last waits for the record of the stream that alpha began last under a grant, and
-// reads it.
+// last waits for the record of the stream that began last, and reads it.
 func (r *streamsRig) last(t testing.TB, subresource string, since time.Time) *recorded {
 	t.Helper()
-	var id string
+	ended := r.ended(t, subresource, since)
+	return r.stream(t, ended[len(ended)-1])
+}
+
+// first is the stream that began first after a moment.
+func (r *streamsRig) first(t testing.TB, subresource string, since time.Time) *recorded {
+	t.Helper()
+	return r.stream(t, r.ended(t, subresource, since)[0])
+}
+
+// ended waits for the record of the end of a stream that began after a moment, and
+// returns the audit IDs of all, as they ended.
+func (r *streamsRig) ended(t testing.TB, subresource string, since time.Time) (ids []string) {
+	t.Helper()
 	eventually(t, 20*time.Second, "the record of a stream is in the bucket", func() error {
+		ids = nil
 		for _, e := range r.journal.all(t) {
 			if e.ObjectRef != nil && e.ObjectRef.Subresource == subresource && e.Stage == recorder.StageResponseComplete && e.RequestReceivedTimestamp.After(since) {
-				id = e.AuditID
+				ids = append(ids, e.AuditID)
 			}
 		}
-		if id == "" {
+		if len(ids) == 0 {
 			return errors.New("there is none")
 		}
 		return nil
 	})
-	return r.stream(t, id)
+	return ids
 }
 
 // stream reads what was recorded under an audit ID.

@@ -38,7 +38,10 @@ func TestStreams(t *testing.T) {
 		{"the cluster's own log", r.joinsCluster},
 		{"a gate", r.asksOnce},
 		{"revoked", r.isCut},
+		{"logs", r.followsLogs},
+		{"a long line", r.overLongLine},
 		{"opened and closed", r.leavesNothing},
+		{"a dead line", r.loseLine},
 		{"kill -9", r.survivesKills},
 		{"shutdown", r.saysGoodbye},
 	} {
@@ -51,6 +54,12 @@ func TestStreams(t *testing.T) {
 // and the record holds every byte (T130, T131, T138).
 func (r *streamsRig) likeDirect(t *testing.T) {
 	for _, way := range streamsWays {
+		type try struct {
+			script string
+			began  time.Time
+			got    result
+		}
+		var tries []try
 		for _, script := range []string{
 			"echo hello", "exit 42", "seq 1 200000", "echo out; echo err >&2; exit 3", "printf 'no newline'", "head -c 300000 /dev/urandom | tee /tmp/x >/dev/null; cat /tmp/x",
 			"kill -9 $$", "true",
@@ -58,16 +67,19 @@ func (r *streamsRig) likeDirect(t *testing.T) {
 			arguments := []string{"exec", streamsPod, "--", "sh", "-c", script}
 			began := time.Now()
 			got := r.streams(t, r.agent.Kubeconfig, way.environment, nil, arguments...)
-			seen := r.last(t, "exec", began)
+			tries = append(tries, try{script, began, got})
 			if want := r.streams(t, r.Environment().AdminKubeconfig, way.environment, nil, arguments...); !strings.Contains(script, "urandom") &&
 				(got.stdout != want.stdout || got.stderr != want.stderr || got.code != want.code) {
 				t.Errorf("%s, %q: through taskgate %.300s\ndirectly %.300s", way.name, script, got, want)
 			}
+		}
+		for _, try := range tries { // all at the end: the bucket has them a while later
+			seen, got := r.first(t, "exec", try.began), try.got
 			if seen.channel[1].String() != got.stdout || !strings.HasPrefix(got.stderr, seen.channel[2].String()) || seen.err != nil {
-				t.Errorf("%s, %q: recorded %d and %d bytes, printed %d and %d: %v", way.name, script, seen.channel[1].Len(), seen.channel[2].Len(), len(got.stdout), len(got.stderr), seen.err)
+				t.Errorf("%s, %q: recorded %d and %d bytes, printed %d and %d: %v", way.name, try.script, seen.channel[1].Len(), seen.channel[2].Len(), len(got.stdout), len(got.stderr), seen.err)
 			}
 			if code := fmt.Sprint(got.code); seen.annotation("exit-code") != code {
-				t.Errorf("%s, %q: recorded exit code %q, got %s", way.name, script, seen.annotation("exit-code"), code)
+				t.Errorf("%s, %q: recorded exit code %q, got %s", way.name, try.script, seen.annotation("exit-code"), code)
 			}
 		}
 	}
@@ -87,13 +99,17 @@ func (r *streamsRig) carriesInput(t *testing.T) {
 	large := make([]byte, 3<<20)
 	_, _ = rand.Read(large) // does not fail
 	for _, way := range streamsWays {
-		for _, input := range [][]byte{[]byte("x\n"), nil, large} {
-			began := time.Now()
+		inputs := [][]byte{[]byte("x\n"), nil, large}
+		began := make([]time.Time, len(inputs))
+		for i, input := range inputs {
+			began[i] = time.Now()
 			got := r.streams(t, r.agent.Kubeconfig, way.environment, input, "exec", "-i", streamsPod, "--", "cat")
 			if got.code != 0 || got.stdout != string(input) {
 				t.Errorf("%s: of %d bytes %d came back, exit %d: %.300s", way.name, len(input), len(got.stdout), got.code, got.stderr)
 			}
-			seen := r.last(t, "exec", began)
+		}
+		for i, input := range inputs {
+			seen := r.first(t, "exec", began[i])
 			if seen.err != nil || !bytes.Equal(seen.channel[0].Bytes(), input) || !bytes.Equal(seen.channel[1].Bytes(), input) || !seen.ended[0] {
 				t.Errorf("%s: of %d bytes %d in and %d out are recorded, end %v: %v", way.name, len(input), seen.channel[0].Len(), seen.channel[1].Len(), seen.ended[0], seen.err)
 			}

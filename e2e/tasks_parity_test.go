@@ -9,6 +9,7 @@ import (
 // TestTasksParity: an agent sees of its own grant, with kubectl, what an
 // administrator sees of it at the API server itself.
 func TestTasksParity(t *testing.T) {
+	t.Parallel()
 	rig := newTasksRig(t)
 	a := rig.newAgent(t, "tasks-par") // of its own: all its grants are compared
 	rig.policy(t, "tasks-par", a, "", tasksRule)
