@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/taskgate/taskgate/e2e/testbed"
 	"github.com/taskgate/taskgate/recorder"
 )
@@ -251,30 +254,22 @@ func faultOutcomes(ends []*recorder.Event) string {
 	return strings.Join(words, "; ")
 }
 
-// testStalledReader opens a watch, reads nothing of it, and has its grant revoked
-// (T154): the broker must let go of it and say why on record, although the agent
-// cannot be told.
+// testStalledReader opens two watches and reads nothing of them (T154). One has its
+// grant revoked, the other has not: the broker must let go of both and say why on
+// record, although the agents cannot be told. TASKGATE_E2E_EVENTS says how many
+// events nobody takes; 50,000 are asked for.
 func testStalledReader(t *testing.T, b *faultBed) {
-	const orphan = 60 * time.Second
 	for n := range 10 { // more than the buffers on the way hold
 		if answer := b.alpha.call(t.Context(), http.MethodPost, faultMaps, fmt.Sprintf(
 			`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"large-%d"},"data":{"k":%q}}`, n, strings.Repeat("x", 900<<10))); !answer.ok() {
 			t.Fatal(answer)
 		}
 	}
-	stalled, _ := b.delta(t)
+	revoked, _ := b.delta(t)
 	before := faultUsageOf(t, b.Broker(0).PID())
-	request, err := stalled.request(t.Context(), http.MethodGet, faultMaps+"?watch=true", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := stalled.http.Do(request)
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("opening a watch: %v", err)
-	}
-	defer func() { _ = response.Body.Close() }() // it was not read
-	eventually(t, 10*time.Second, "the watch is live", func() error {
-		if n := b.metric(t, "taskgate_live_calls"); n != 1 {
+	watches := map[string]string{"GrantRevoked": b.stall(t, revoked), "": b.stall(t, b.alpha)}
+	eventually(t, 10*time.Second, "the watches are live", func() error {
+		if n := b.metric(t, "taskgate_live_calls"); n != 2 {
 			return fmt.Errorf("%v calls are live", n)
 		}
 		return nil
@@ -285,10 +280,16 @@ func testStalledReader(t *testing.T, b *faultBed) {
 		}
 	}
 	began := time.Now()
-	if answer := stalled.get(t.Context()); !answer.is("GrantRevoked") {
+	if answer := revoked.get(t.Context()); !answer.is("GrantRevoked") {
 		t.Errorf("another call is answered %s", answer)
 	}
-	eventually(t, orphan, "the broker lets go of the watch", func() error {
+	events := numberFrom(t, "TASKGATE_E2E_EVENTS", 500)
+	for n := range events {
+		if _, err := b.kube.CoreV1().ConfigMaps("shop").Patch(t.Context(), "large-0", types.MergePatchType, fmt.Appendf(nil, `{"data":{"k":"%d %s"}}`, n, strings.Repeat("y", 8<<10)), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, orphan+5*time.Second, "the broker lets go of the watches", func() error {
 		if n := b.metric(t, "taskgate_live_calls"); n != 0 {
 			time.Sleep(200 * time.Millisecond) // it may take a minute
 			return fmt.Errorf("%v calls are live", n)
@@ -297,10 +298,33 @@ func testStalledReader(t *testing.T, b *faultBed) {
 	})
 	took := faultSince(began)
 	after := faultUsageOf(t, b.Broker(0).PID())
-	id := response.Header.Get("Audit-Id")
-	records := b.sealed(t, 10*time.Second, faultAnswer{auditID: id})[id]
-	if last := records[len(records)-1]; last.Annotations[recorder.AnnotationReason] != "GrantRevoked" || last.Annotations[recorder.AnnotationOutcome] != "cut" {
-		t.Errorf("the record ends with %v", last.Annotations)
+	if after.rss > before.rss+(16<<20) {
+		t.Errorf("the broker grew from %s to %s", before, after)
 	}
-	t.Logf("a watch nobody reads was let go %s after its grant was revoked; the broker held %s before and %s after", took, before, after)
+	for reason, id := range watches {
+		records := b.sealed(t, 10*time.Second, faultAnswer{auditID: id})[id]
+		last, want := records[len(records)-1], "cut"
+		if reason == "" {
+			want = "client-gone"
+		}
+		if last.Annotations[recorder.AnnotationReason] != reason || last.Annotations[recorder.AnnotationOutcome] != want {
+			t.Errorf("the record ends with %v", last.Annotations)
+		}
+	}
+	t.Logf("two watches nobody reads, with %d events, were let go %s after one's grant was revoked; the broker held %s before and %s after", events, took, before, after)
+}
+
+// stall opens a watch of which nobody reads anything, and returns its audit ID.
+func (b *faultBed) stall(t *testing.T, agent *faultAgent) string {
+	t.Helper()
+	request, err := agent.request(t.Context(), http.MethodGet, faultMaps+"?watch=true", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := agent.http.Do(request)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("opening a watch: %v", err)
+	}
+	t.Cleanup(func() { _ = response.Body.Close() }) // it was not read
+	return response.Header.Get("Audit-Id")
 }
