@@ -38,6 +38,7 @@ func (t *Testbed) startSPIRE(ctx context.Context) error {
 	if err := t.connectSPIRE(); err != nil {
 		return err
 	}
+	t.spire.Address, t.spire.Program = fmt.Sprintf("127.0.0.1:%d", listen.server), t.tools[toolset.SPIREServer]
 	if err := t.spire.WriteBundle(ctx); err != nil {
 		return err
 	}

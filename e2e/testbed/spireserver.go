@@ -33,6 +33,12 @@ const (
 
 // SPIREServer administers the SPIRE server of a testbed over its local socket.
 type SPIREServer struct {
+	// Socket is what its administrator may open.
+	Socket string
+	// Address is open to everybody; an administrator's SVID is needed there.
+	// Program is the server's own, which has commands too. Both are empty after Open.
+	Address, Program string
+
 	connection *grpc.ClientConn
 	bundleFile string
 	close      func() error // may be called twice
@@ -51,7 +57,10 @@ func (t *Testbed) connectSPIRE() error {
 	if err != nil {
 		return fmt.Errorf("connecting to the SPIRE server: %w", err)
 	}
-	t.spire = &SPIREServer{connection: connection, bundleFile: t.path("bundle.json"), close: sync.OnceValue(connection.Close)}
+	t.spire = &SPIREServer{
+		Socket:     t.spireSocket(),
+		connection: connection, bundleFile: t.path("bundle.json"), close: sync.OnceValue(connection.Close),
+	}
 	return nil
 }
 
