@@ -2,7 +2,10 @@
 // the admission policies it leans on, to compare them with what is there.
 package manifests
 
-import _ "embed"
+import (
+	"embed"
+	"io/fs"
+)
 
 // AdmissionPods is the policy about pods and its binding, in YAML.
 //
@@ -20,3 +23,24 @@ var AdmissionApprovals string
 
 //go:embed admission/taskgrants.yaml
 var AdmissionTaskGrants string
+
+//go:embed *
+var all embed.FS
+
+// Folder is every YAML file of one folder, such as admission, in the order of
+// their names. A folder that is not there has none.
+func Folder(name string) ([]string, error) {
+	paths, err := fs.Glob(all, name+"/*.yaml")
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, path := range paths {
+		content, err := all.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, string(content))
+	}
+	return files, nil
+}

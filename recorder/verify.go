@@ -220,7 +220,7 @@ func (v *verifier) finishStreams(context.Context) error {
 	return nil
 }
 
-func keysOf(streams map[string]*streamState) []string {
+func keysOf[T any](streams map[string]T) []string {
 	keys := make([]string, 0, len(streams))
 	for key := range streams {
 		keys = append(keys, key)

@@ -68,7 +68,8 @@ var ours = map[string][]string{
 	"broker/tasks":          {"api/v1alpha1", "authz", "broker/control", "broker/request"},
 	"broker":                {"api/v1alpha1", "authz", "broker/control", "broker/mask", "broker/notify", "broker/request", "broker/stream", "broker/tasks", "identity", "internal/relay", "recorder"},
 	"sidecar":               {"identity", "internal/relay"},
-	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "identity", "identity/registration", "internal/inert", "recorder"},
+	"internal/cli":          {"api/v1alpha1", "authz", "broker/control", "identity", "identity/registration", "internal/doctor", "internal/inert", "manifests", "recorder"},
+	"internal/doctor":       {"api/v1alpha1", "identity/registration", "recorder"},
 	"cmd/broker":            {"broker"},
 	"cmd/sidecar":           {"sidecar"},
 	"cmd/taskgate":          {"internal/cli"},
@@ -84,7 +85,7 @@ var strangers = []struct {
 	except []string
 	why    string
 }{
-	{[]string{"identity", "identity/registration", "authz", "recorder", "broker/condition", "broker/mask", "broker/request", "broker/stream", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
+	{[]string{"identity", "identity/registration", "authz", "recorder", "broker/condition", "broker/mask", "broker/request", "broker/stream", "internal/doctor", "internal/relay", "internal/inert"}, "github.com/rs/zerolog", nil, "leaves never log: errors go up and are logged once"},
 	{[]string{"identity", "identity/registration", "recorder"}, "k8s.io/", nil, "who speaks and what is recorded do not depend on Kubernetes' types"},
 	{[]string{"authz"}, "k8s.io/", []string{"k8s.io/api/rbac/v1", "k8s.io/component-helpers/auth/rbac/validation"}, "decisions are about plain values; RBAC's own comparison is the exception"},
 	{[]string{"*"}, "log", []string{"broker", "sidecar"}, "one logger, passed in Config; net/http wants one of these for its own complaints"},

@@ -77,6 +77,7 @@ func command(terminal func(any) bool) *cobra.Command {
                    stop an agent, a policy, everything taskgate suspend --agent ID|--policy NAME|--all
                    let it go on                        taskgate resume
                    prepare RBAC for a policy           taskgate policy rbac NAME
+                   see what is wrong                   taskgate doctor
   As a SPIRE admin: give agents their identities       taskgate spire render, taskgate spire apply
   As an auditor:   prove that the record is whole      taskgate verify
                    read what agents did                taskgate records
@@ -100,7 +101,7 @@ Exit codes: 0 done, 1 the answer is no, 2 it could not be done or told.`,
 		}
 	}
 	group(forApprovers, pendingCommand(), showCommand(terminal), decideCommand(approving(), terminal), decideCommand(denying(), terminal), waitCommand())
-	group(forOperators, grantsCommand(), revokeCommand(), suspendCommand(), resumeCommand(), policyCommand(), spireCommand())
+	group(forOperators, grantsCommand(), revokeCommand(), suspendCommand(), resumeCommand(), policyCommand(), spireCommand(), doctorCommand())
 	group(forAuditors, verifyCommand(), recordsCommand(), streamsCommand(), replayCommand(terminal))
 	root.AddCommand(versionCommand())
 	return root
