@@ -84,7 +84,7 @@ func (b *doctorBed) doctor(t testing.TB, skip string, arguments ...string) (line
 // finds waits until the doctor says exactly what begins with want, and exits so.
 func (b *doctorBed) finds(t testing.TB, skip string, code int, want ...string) {
 	t.Helper()
-	eventually(t, 30*time.Second, "the doctor's finding", func() error {
+	eventually(t, time.Minute, "the doctor's finding", func() error {
 		lines, exit := b.doctor(t, skip)
 		same := slices.EqualFunc(lines, want, strings.HasPrefix)
 		if !same || exit != code {
