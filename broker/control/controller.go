@@ -3,13 +3,11 @@ package control
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -165,7 +163,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	var wait sync.WaitGroup
 	for _, run := range []func(context.Context){
 		c.policies.RunWithContext, watchGrants.RunWithContext, c.approvals.RunWithContext, c.decisions.RunWithContext,
-		c.guards.run, c.deciding.run, c.beat, c.buryTombstones, c.recheckPolicies, c.writeEvents, c.clean,
+		c.guards.run, c.deciding.run, c.frugal, c.beat, c.buryTombstones, c.recheckPolicies, c.writeEvents, c.clean,
 	} {
 		wait.Go(func() { run(ctx) })
 	}
@@ -351,40 +349,4 @@ func every(ctx context.Context, period time.Duration, do func()) {
 			do()
 		}
 	}
-}
-
-// work takes objects off the queue until it is shut down. What becomes of a grant
-// depends on its policy and on the agent's other grants, so it begins when all of
-// them are known.
-func (c *Controller) work(ctx context.Context) {
-	if !cache.WaitForCacheSync(ctx.Done(), c.policies.HasSynced, c.grants.HasSynced) {
-		return // the end has come first
-	}
-	for {
-		next, shutdown := c.queue.Get()
-		if shutdown {
-			return
-		}
-		err := c.reconcile(ctx, next)
-		switch {
-		case err == nil, apierrors.IsNotFound(err):
-			c.queue.Forget(next)
-		case apierrors.IsConflict(err): // another replica was first; its write comes through the watch
-			c.queue.AddAfter(next, 50*time.Millisecond)
-		case !errors.Is(err, context.Canceled):
-			c.config.Log.Warn().Err(err).Str("resource", next.resource).Str("name", next.name).Msg("cannot write a status; trying again")
-			c.queue.AddRateLimited(next)
-		}
-		c.queue.Done(next)
-	}
-}
-
-func (c *Controller) reconcile(ctx context.Context, next item) error {
-	switch next.resource {
-	case policies:
-		return c.reconcilePolicy(ctx, next.name)
-	case approvals:
-		return c.reconcileApproval(ctx, next.name)
-	}
-	return c.reconcileGrant(ctx, next.name)
 }
