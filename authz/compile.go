@@ -56,18 +56,12 @@ func (x *Index) compile(agent spiffeid.ID) (*Set, error) {
 	}
 	set := &Set{boundary: &x.boundary}
 	set.addPolicies(policies)
-	rows, err := txn.Get("grant", "agent", agent.String())
+	grants, err := grantsOf(txn, agent.String())
 	if err != nil {
 		return nil, err
 	}
-	var held []*grantRow
-	var grants []*Grant
-	for row := rows.Next(); row != nil; row = rows.Next() {
-		held = append(held, row.(*grantRow))
-		grants = append(grants, row.(*grantRow).Grant)
-	}
-	for _, row := range held {
-		set.grants = append(set.grants, hold(row, policies, grants))
+	for _, grant := range grants {
+		set.grants = append(set.grants, hold(grant, policies, grants))
 	}
 	slices.SortStableFunc(set.grants, byStandingThenEnd)
 	return set, nil
@@ -121,13 +115,16 @@ func waivedByAll(policies map[string]*policyRow, gate string) bool {
 	return len(policies) > 0
 }
 
-func hold(row *grantRow, policies map[string]*policyRow, siblings []*Grant) heldGrant {
-	held := heldGrant{Grant: row.Grant, rules: row.rules, end: row.End()}
-	if match := policies[row.Policy]; match != nil {
+func hold(grant *Grant, policies map[string]*policyRow, siblings []*Grant) heldGrant {
+	held := heldGrant{Grant: grant, rules: make([]matcher, 0, len(grant.Rules)), end: grant.End()}
+	for i := range grant.Rules {
+		held.rules = append(held.rules, compileRule(&grant.Rules[i]))
+	}
+	if match := policies[grant.Policy]; match != nil {
 		held.policy = match.Policy
 	}
-	held.standing = judge(row.Grant, held.policy)
-	if held.standing == active && held.policy.Limits.Exceeded(row.Grant, siblings) != "" {
+	held.standing = judge(grant, held.policy)
+	if held.standing == active && held.policy.Limits.Exceeded(grant, siblings) != "" {
 		held.standing = refused
 	}
 	return held

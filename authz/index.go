@@ -94,8 +94,9 @@ type Index struct {
 	agents     sync.Map      // agent → *atomic.Uint64, generation of its grants
 }
 
-// policyRow and grantRow are what the tables hold: the object and its compiled
-// form.
+// policyRow is a policy and its compiled form. Of grants there may be many, and few
+// of their agents are connected, so a table holds them as they are and their rules
+// are compiled with a set.
 type policyRow struct {
 	*Policy
 	Name     string // for the table's index
@@ -103,22 +104,19 @@ type policyRow struct {
 	gates    []compiledGate
 }
 
-type grantRow struct {
-	*Grant
-	UID, Agent string // for the table's indexes
-	rules      []matcher
-}
-
 // NewIndex makes an empty index. It is not fresh: every decision is PolicyStale
 // until Fresh is called.
 func NewIndex(boundary Boundary) (*Index, error) {
-	id := func(field string) *memdb.IndexSchema {
-		return &memdb.IndexSchema{Name: "id", Unique: true, Indexer: &memdb.StringFieldIndex{Field: field}}
+	table := func(name string, key memdb.Indexer) *memdb.TableSchema {
+		id := &memdb.IndexSchema{Name: "id", Unique: true, Indexer: key}
+		return &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{"id": id}}
 	}
-	agent := &memdb.IndexSchema{Name: "agent", Indexer: &memdb.StringFieldIndex{Field: "Agent"}}
+	// One index finds a grant and, by the first half of its key, all of an agent. A
+	// second one would cost as much memory as the grants themselves.
+	agentAndUID := &memdb.CompoundIndex{Indexes: []memdb.Indexer{&memdb.StringFieldIndex{Field: "Agent"}, &memdb.StringFieldIndex{Field: "UID"}}}
 	db, err := memdb.NewMemDB(&memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
-		"policy": {Name: "policy", Indexes: map[string]*memdb.IndexSchema{"id": id("Name")}},
-		"grant":  {Name: "grant", Indexes: map[string]*memdb.IndexSchema{"id": id("UID"), "agent": agent}},
+		"policy": table("policy", &memdb.StringFieldIndex{Field: "Name"}),
+		"grant":  table("grant", agentAndUID),
 	}})
 	if err != nil {
 		return nil, err
@@ -159,45 +157,58 @@ func (x *Index) PutPolicy(p *Policy) error {
 	for i := range p.Gates {
 		row.gates = append(row.gates, compileGate(&p.Gates[i]))
 	}
-	return x.commit(&x.policies, func(txn *memdb.Txn) error { return txn.Insert("policy", row) })
+	return x.commit(func(txn *memdb.Txn) error { return txn.Insert("policy", row) }, &x.policies)
 }
 
 // DeletePolicy takes a policy away, and with it what its grants are worth.
 func (x *Index) DeletePolicy(name string) error {
-	return x.commit(&x.policies, func(txn *memdb.Txn) error {
+	return x.commit(func(txn *memdb.Txn) error {
 		_, err := txn.DeleteAll("policy", "id", name)
 		return err
-	})
+	}, &x.policies)
 }
 
 // PutGrant adds or replaces a grant. A deleted grant is put as its tombstone, so
 // that the agent hears GrantRevoked and not NoGrant.
-func (x *Index) PutGrant(g *Grant) error {
-	row := &grantRow{Grant: g, UID: g.UID, Agent: g.Agent}
-	for i := range g.Rules {
-		row.rules = append(row.rules, compileRule(&g.Rules[i]))
+func (x *Index) PutGrant(g *Grant) error { return x.PutGrants([]*Grant{g}) }
+
+// PutGrants is PutGrant for several at once, of any agents: no decision is made on
+// some of them only.
+func (x *Index) PutGrants(grants []*Grant) error {
+	generations := make([]*atomic.Uint64, 0, len(grants))
+	for _, g := range grants {
+		generations = append(generations, x.agent(g.Agent))
 	}
-	return x.commit(x.agent(g.Agent), func(txn *memdb.Txn) error { return txn.Insert("grant", row) })
+	return x.commit(func(txn *memdb.Txn) error {
+		for _, g := range grants {
+			if err := txn.Insert("grant", g); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, generations...)
 }
 
 // ForgetGrant drops a tombstone.
 func (x *Index) ForgetGrant(g *Grant) error {
-	return x.commit(x.agent(g.Agent), func(txn *memdb.Txn) error {
-		_, err := txn.DeleteAll("grant", "id", g.UID)
+	return x.commit(func(txn *memdb.Txn) error {
+		_, err := txn.DeleteAll("grant", "id", g.Agent, g.UID)
 		return err
-	})
+	}, x.agent(g.Agent))
 }
 
-// commit publishes the rows before the generation: whoever sees the new
-// generation finds the new rows.
-func (x *Index) commit(generation *atomic.Uint64, change func(*memdb.Txn) error) error {
+// commit publishes the rows before the generations: whoever sees a new generation
+// finds the new rows.
+func (x *Index) commit(change func(*memdb.Txn) error, generations ...*atomic.Uint64) error {
 	txn := x.db.Txn(true)
 	defer txn.Abort() // no effect after Commit
 	if err := change(txn); err != nil {
 		return err
 	}
 	txn.Commit()
-	generation.Add(1)
+	for _, generation := range generations {
+		generation.Add(1)
+	}
 	select {
 	case x.changed <- struct{}{}:
 	default: // one is waiting already
@@ -228,14 +239,21 @@ func (x *Index) Policies() ([]*Policy, error) {
 }
 
 // Grants lists the grants of one agent, tombstones included.
-func (x *Index) Grants(agent string) ([]*Grant, error) {
-	rows, err := x.db.Txn(false).Get("grant", "agent", agent)
+func (x *Index) Grants(agent string) ([]*Grant, error) { return grantsOf(x.db.Txn(false), agent) }
+
+// grantsOf reads the grants whose key begins with the agent. The empty second half of
+// the prefix has the first one end where the name does: without it other agents'
+// grants, whose names go on, would be found too.
+func grantsOf(txn *memdb.Txn, agent string) ([]*Grant, error) {
+	rows, err := txn.Get("grant", "id_prefix", agent, "")
 	if err != nil {
 		return nil, err
 	}
 	var grants []*Grant
 	for row := rows.Next(); row != nil; row = rows.Next() {
-		grants = append(grants, row.(*grantRow).Grant)
+		if grant := row.(*Grant); grant.Agent == agent {
+			grants = append(grants, grant)
+		}
 	}
 	return grants, nil
 }

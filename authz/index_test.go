@@ -76,6 +76,46 @@ func TestOthersDoNotRecompile(t *testing.T) {
 	}
 }
 
+// TestManyAtOnce: grants of several agents put together are all there, each for its
+// own agent, also where the name of one goes on where that of another ends.
+func TestManyAtOnce(t *testing.T) {
+	index := world{policies: []*authz.Policy{shop()}}.index(t)
+	agents := []string{alpha, alpha + "0", alpha + "/deeper", alpha[:len(alpha)-1]}
+	var grants []*authz.Grant
+	for i, agent := range agents {
+		for j := range 2 {
+			g := grant(fmt.Sprintf("g%d-%d", i, j), everything)
+			g.Agent = agent
+			grants = append(grants, g)
+		}
+	}
+	pin := index.Pin(spiffeid.RequireFromString(alpha))
+	before, err := pin.Set()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := index.PutGrants(grants); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := pin.Set(); err != nil || after == before || len(after.Held(noon)) != 2 {
+		t.Errorf("the set is not made anew, or not of the agent's grants: %v", err)
+	}
+	for i, agent := range agents {
+		held, err := index.Grants(agent)
+		if err != nil || len(held) != 2 || held[0] != grants[2*i] || held[1] != grants[2*i+1] {
+			t.Errorf("%s holds %v (%v)", agent, held, err)
+		}
+	}
+	if err := index.ForgetGrant(grants[0]); err != nil {
+		t.Fatal(err)
+	}
+	for i, agent := range agents {
+		if held, err := index.Grants(agent); err != nil || len(held) != min(2, 1+i) {
+			t.Errorf("after one was forgotten %s holds %v (%v)", agent, held, err)
+		}
+	}
+}
+
 func TestFreshness(t *testing.T) {
 	index := world{}.index(t)
 	if !index.FreshUntil().IsZero() {

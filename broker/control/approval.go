@@ -70,8 +70,8 @@ func (c *Controller) reconcileApproval(ctx context.Context, name string) error {
 	}
 	seen := object.(*v1alpha1.Approval)
 	verdict := Verdict{}
-	if grant := c.cachedGrant(seen.Spec.Grant); grant != nil {
-		verdict = Judge(approvalRequirement(seen, grant), c.seenDecisions(string(seen.UID)), c.config.Now())
+	if grant := c.grants.get(seen.Spec.Grant); grant != nil {
+		verdict = Judge(approvalRequirement(seen, grant.requestedBy), c.seenDecisions(string(seen.UID)), c.config.Now())
 	}
 	expected := approvalStatus(seen, verdict, c.config.Now())
 	c.wakeAtExpiry(seen, &expected)

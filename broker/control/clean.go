@@ -7,7 +7,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
@@ -30,17 +29,16 @@ func (c *Controller) clean(ctx context.Context) {
 // decisions: what is left if it stops half-way is found again.
 func (c *Controller) cleanOnce(ctx context.Context) error {
 	var errs []error
-	for _, object := range c.grants.GetStore().List() {
-		grant := object.(*v1alpha1.TaskGrant)
-		if !disposable(grant, c.holdCandidates(grant.Spec.Agent, grant.Spec.Policy), c.config.KeepEnded, c.config.Now()) {
+	for _, grant := range c.grants.all() {
+		if !disposable(grant, c.grants.holdCandidates(grant.Agent, grant.Policy), c.config.KeepEnded, c.config.Now()) {
 			continue
 		}
-		err := c.cleanApprovals(ctx, string(grant.UID))
+		err := c.cleanApprovals(ctx, grant.UID)
 		if err == nil {
-			err = c.cleanDecisions(ctx, string(grant.UID))
+			err = c.cleanDecisions(ctx, grant.UID)
 		}
 		if err == nil {
-			err = c.delete(ctx, grants, grant.Name, grant.UID)
+			err = c.delete(ctx, grants, grant.Name, types.UID(grant.UID))
 		}
 		errs = append(errs, err)
 	}
@@ -49,14 +47,11 @@ func (c *Controller) cleanOnce(ctx context.Context) error {
 
 // disposable reports whether a grant has been over for long enough. A grant that
 // holds its agent stays, and so does one that counts for today's limit.
-func disposable(grant *v1alpha1.TaskGrant, siblings []*v1alpha1.TaskGrant, keep time.Duration, now time.Time) bool {
-	over := meta.FindStatusCondition(grant.Status.Conditions, v1alpha1.GrantEnded)
+func disposable(grant *seenGrant, siblings []*seenGrant, keep time.Duration, now time.Time) bool {
 	switch {
-	case grant.Name == HeartbeatObject, !meta.IsStatusConditionTrue(grant.Status.Conditions, v1alpha1.GrantEnded):
+	case !grant.over, now.Before(grant.EndedAt.Add(keep)):
 		return false
-	case now.Before(over.LastTransitionTime.Add(keep)):
-		return false
-	case grant.Status.ActiveFrom != nil && !grant.Status.ActiveFrom.Time.Before(now.UTC().Truncate(24*time.Hour)):
+	case !grant.ActiveFrom.IsZero() && !grant.ActiveFrom.Before(now.UTC().Truncate(24*time.Hour)):
 		return false
 	}
 	return !holds(grant, siblings)
@@ -66,8 +61,8 @@ func disposable(grant *v1alpha1.TaskGrant, siblings []*v1alpha1.TaskGrant, keep 
 // nothing that is there.
 func (c *Controller) cleanOrphans(ctx context.Context) error {
 	there := map[string]bool{}
-	for _, object := range c.grants.GetStore().List() {
-		there[string(object.(*v1alpha1.TaskGrant).UID)] = true
+	for _, grant := range c.grants.all() {
+		there[grant.UID] = true
 	}
 	var errs []error
 	for _, object := range c.approvals.GetStore().List() {

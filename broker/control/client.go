@@ -40,6 +40,7 @@ func newClient(config *rest.Config) (*client, error) {
 	own.APIPath = "/apis"
 	own.GroupVersion = &v1alpha1.GroupVersion
 	own.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	own.DisableCompression = true // to compress all grants costs the API server more time than to send them
 	own.QPS, own.Burst = 200, 400 // the brokers' own writes are few; a queue would only make them late
 	restClient, err := rest.RESTClientFor(own)
 	if err != nil {

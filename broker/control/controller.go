@@ -3,13 +3,11 @@ package control
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -58,7 +56,7 @@ type Controller struct {
 	queue    workqueue.TypedRateLimitingInterface[item]
 
 	policies  cache.SharedIndexInformer
-	grants    cache.SharedIndexInformer
+	grants    *seenGrants
 	approvals cache.SharedIndexInformer // these two only say when to look
 	decisions cache.SharedIndexInformer
 
@@ -105,11 +103,10 @@ func New(config Config) (*Controller, error) {
 	c.beats = beats{nonce: rand.Text(), proven: map[string]time.Time{}}
 	c.budgets = budgets{controller: c, meters: map[string]*Meter{}, days: map[day]*account{}}
 	c.policies = cache.NewSharedIndexInformer(listWatch[v1alpha1.AgentPolicyList](client, policies), &v1alpha1.AgentPolicy{}, 0, cache.Indexers{})
-	c.grants = cache.NewSharedIndexInformer(listWatch[v1alpha1.TaskGrantList](client, grants), &v1alpha1.TaskGrant{}, 0,
-		cache.Indexers{byPolicy: grantsByPolicy, byHold: grantsByHold})
+	c.grants = newSeenGrants(c)
 	c.approvals = cache.NewSharedIndexInformer(listWatch[v1alpha1.ApprovalList](client, approvals), &v1alpha1.Approval{}, 0, cache.Indexers{byGrant: approvalsByGrant})
 	c.decisions = cache.NewSharedIndexInformer(listWatch[v1alpha1.DecisionList](client, decisions), &v1alpha1.Decision{}, 0, cache.Indexers{byTarget: decisionsByTarget})
-	for _, informer := range []cache.SharedIndexInformer{c.policies, c.grants, c.approvals, c.decisions} {
+	for _, informer := range []cache.SharedIndexInformer{c.policies, c.approvals, c.decisions} {
 		if err := informer.SetTransform(slim); err != nil {
 			return nil, err
 		}
@@ -132,8 +129,6 @@ func slim(object any) (any, error) {
 
 // Indexes of the informers.
 const (
-	byPolicy = "policy"
-	byHold   = "hold"
 	byGrant  = "grant"
 	byTarget = "target"
 )
@@ -146,10 +141,6 @@ func decisionsByTarget(object any) ([]string, error) {
 	return []string{object.(*v1alpha1.Decision).Spec.Target.UID}, nil
 }
 
-func grantsByPolicy(object any) ([]string, error) {
-	return []string{object.(*v1alpha1.TaskGrant).Spec.Policy}, nil
-}
-
 // Run works until ctx ends and returns when all its goroutines have. What was
 // reserved of budgets and not spent is given back, as far as the cluster answers.
 func (c *Controller) Run(ctx context.Context) error {
@@ -160,19 +151,19 @@ func (c *Controller) Run(ctx context.Context) error {
 	if _, err := c.policies.AddEventHandler(onPolicies); err != nil {
 		return err
 	}
-	if _, err := c.grants.AddEventHandler(handler(c.grantChanged, c.grantDeleted)); err != nil {
-		return err
-	}
 	if _, err := c.approvals.AddEventHandler(handler(c.approvalChanged, func(*v1alpha1.Approval) {})); err != nil {
 		return err
 	}
 	if _, err := c.decisions.AddEventHandler(handler(c.decisionChanged, func(*v1alpha1.Decision) {})); err != nil {
 		return err
 	}
+	listWatchGrants := listWatch[v1alpha1.TaskGrantList](c.client, grants)
+	listWatchGrants.WatchFuncWithContext = c.client.watchGrants
+	watchGrants := cache.NewReflectorWithOptions(listWatchGrants, &v1alpha1.TaskGrant{}, c.grants, cache.ReflectorOptions{Name: grants})
 	var wait sync.WaitGroup
 	for _, run := range []func(context.Context){
-		c.policies.RunWithContext, c.grants.RunWithContext, c.approvals.RunWithContext, c.decisions.RunWithContext,
-		c.guards.run, c.deciding.run, c.beat, c.buryTombstones, c.recheckPolicies, c.writeEvents, c.clean,
+		c.policies.RunWithContext, watchGrants.RunWithContext, c.approvals.RunWithContext, c.decisions.RunWithContext,
+		c.guards.run, c.deciding.run, c.frugal, c.beat, c.buryTombstones, c.recheckPolicies, c.writeEvents, c.clean,
 	} {
 		wait.Go(func() { run(ctx) })
 	}
@@ -247,14 +238,41 @@ func (c *Controller) policyDeleted(policy *v1alpha1.AgentPolicy) {
 	c.requeueGrants(policy.Name)
 }
 
-func (c *Controller) grantChanged(grant *v1alpha1.TaskGrant) {
-	if grant.Name == HeartbeatObject {
-		c.sawBeat(grants, grant.Status.Heartbeats)
+// grantsChanged takes over what the watch brought, all at once, into the index.
+func (c *Controller) grantsChanged(changed, gone []*seenGrant) {
+	rows := make([]*authz.Grant, 0, len(changed)+len(gone))
+	for _, grant := range changed {
+		rows = append(rows, &grant.Grant)
+	}
+	for _, grant := range gone {
+		rows = append(rows, grant.tombstone())
+	}
+	if len(rows) == 0 {
 		return
 	}
-	c.must(c.config.Index.PutGrant(Grant(grant)))
-	c.queue.Add(item{grants, grant.Name})
-	c.requeueHeld(grant)
+	c.must(c.config.Index.PutGrants(rows))
+	for _, grant := range changed {
+		if !grant.over {
+			c.queue.Add(item{grants, grant.Name})
+		}
+		c.requeueHeld(grant)
+	}
+	for i, grant := range gone {
+		c.budgets.forget(grant.UID)
+		c.requeueHeld(grant)
+		c.remember(rows[len(changed)+i])
+	}
+}
+
+// remember keeps the tombstone of a grant for a while.
+func (c *Controller) remember(gone *authz.Grant) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	until := c.config.Now().Add(keepTombstones)
+	if !gone.EndedAt.IsZero() {
+		until = gone.EndedAt.Add(keepTombstones) // cleaned up long after it ended: nobody remembers
+	}
+	c.tombstones[gone.UID] = tombstone{gone, until}
 }
 
 // A Decision and an Approval are only a reason to look at what they are about.
@@ -271,24 +289,6 @@ func (c *Controller) approvalChanged(approval *v1alpha1.Approval) {
 	c.queue.Add(item{approvals, approval.Name})
 }
 
-func (c *Controller) grantDeleted(grant *v1alpha1.TaskGrant) {
-	if grant.Name == HeartbeatObject {
-		return
-	}
-	gone := Grant(grant)
-	gone.Deleted = true
-	c.must(c.config.Index.PutGrant(gone))
-	c.budgets.forget(gone.UID)
-	c.requeueHeld(grant)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	until := c.config.Now().Add(keepTombstones)
-	if !gone.EndedAt.IsZero() {
-		until = gone.EndedAt.Add(keepTombstones) // cleaned up long after it ended: nobody remembers
-	}
-	c.tombstones[gone.UID] = tombstone{gone, until}
-}
-
 // must ends the process if the index cannot be written: it is in memory, so this
 // is a defect, and an index that misses an object would go on deciding.
 func (c *Controller) must(err error) {
@@ -298,9 +298,10 @@ func (c *Controller) must(err error) {
 }
 
 func (c *Controller) requeueGrants(policy string) {
-	under, _ := c.grants.GetIndexer().ByIndex(byPolicy, policy) // the index is ours and exists
-	for _, object := range under {
-		c.queue.Add(item{grants, object.(*v1alpha1.TaskGrant).Name})
+	for _, grant := range c.grants.all() {
+		if grant.Policy == policy && !grant.over {
+			c.queue.Add(item{grants, grant.Name})
+		}
 	}
 }
 
@@ -348,35 +349,4 @@ func every(ctx context.Context, period time.Duration, do func()) {
 			do()
 		}
 	}
-}
-
-// work takes objects off the queue until it is shut down.
-func (c *Controller) work(ctx context.Context) {
-	for {
-		next, shutdown := c.queue.Get()
-		if shutdown {
-			return
-		}
-		err := c.reconcile(ctx, next)
-		switch {
-		case err == nil, apierrors.IsNotFound(err):
-			c.queue.Forget(next)
-		case apierrors.IsConflict(err): // another replica was first; its write comes through the watch
-			c.queue.AddAfter(next, 50*time.Millisecond)
-		case !errors.Is(err, context.Canceled):
-			c.config.Log.Warn().Err(err).Str("resource", next.resource).Str("name", next.name).Msg("cannot write a status; trying again")
-			c.queue.AddRateLimited(next)
-		}
-		c.queue.Done(next)
-	}
-}
-
-func (c *Controller) reconcile(ctx context.Context, next item) error {
-	switch next.resource {
-	case policies:
-		return c.reconcilePolicy(ctx, next.name)
-	case approvals:
-		return c.reconcileApproval(ctx, next.name)
-	}
-	return c.reconcileGrant(ctx, next.name)
 }

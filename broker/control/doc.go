@@ -2,7 +2,7 @@
 // taskgate.dev, and the admission policies the boundary leans on.
 //
 // The broker runs one [Controller]. It fills the index of package authz from
-// informers, writes what became of grants and policies into their status, proves
+// watches, writes what became of grants and policies into their status, proves
 // by heartbeat that what it sees is fresh, reserves budgets, and watches over
 // the admission policies of both clusters. It says what Decisions of people are
 // worth, for grants that wait for them and, live, for calls that do; and it cleans
@@ -30,6 +30,15 @@
 //   - A budget that is never to be overrun is reserved in the grant's status
 //     before it is spent; what a crashed replica had reserved is lost, not spent
 //     twice.
+//
+// # Many grants
+//
+// A hundred thousand grants may be there when a broker starts. A reflector fills
+// [seenGrants] and no informer: what is kept of a grant is what decides, once, and
+// the index holds the same value; only a grant that still waits is kept whole. A
+// status rests on the grant as the API server has it, but for what people are told
+// while it waits. Until all have been looked at once the collector runs more often
+// (frugal), which is the one setting of the process that this package changes.
 //
 // # Which way it fails
 //

@@ -122,32 +122,67 @@ func (e *evaluation) outcome() outcome {
 		return outcome{state: ended, reason: authz.EndRevoked, message: "revoked"}
 	case e.released:
 		return outcome{state: ended, reason: authz.EndReleased, message: "released by the agent"}
-	case e.policy == nil && !wasActive:
-		return outcome{state: waiting, reason: reasonPolicyMissing, message: fmt.Sprintf("there is no AgentPolicy %q yet", spec.Policy)}
-	case e.policy == nil:
-		return outcome{state: ended, reason: authz.EndPolicyChanged, message: fmt.Sprintf("the AgentPolicy %q is gone", spec.Policy)}
-	case e.policy.Spec.Suspended && wasActive:
-		return outcome{state: ended, reason: authz.EndSuspended, message: fmt.Sprintf("the AgentPolicy %q is suspended", spec.Policy)}
-	}
-	if problem := e.outside(); problem != "" {
-		if wasActive {
-			return outcome{state: ended, reason: authz.EndPolicyChanged, message: problem}
-		}
-		return outcome{state: denied, reason: reasonOutsidePolicy, message: problem}
-	}
-	if wasActive {
-		if end := status.ActiveFrom.Add(spec.TTL.Duration); !e.now.Before(end) {
-			return outcome{state: ended, reason: authz.EndExpired, message: "it was active until " + end.UTC().Format(time.RFC3339)}
-		}
-		if limit := Policy(e.policy).Limits.Exceeded(Grant(e.grant), e.siblings); limit != "" {
-			return outcome{state: ended, reason: authz.EndLimit, message: fmt.Sprintf("the agent was given more grants under the AgentPolicy %q at once than it allows (%s)", e.policy.Name, limit)}
-		}
-		if e.spent {
-			return outcome{state: ended, reason: authz.EndBudgetSpent, message: "the budget is spent"}
+	case wasActive:
+		if reason, message := e.term().over(); reason != "" {
+			return outcome{state: ended, reason: reason, message: message}
 		}
 		return outcome{state: active, reason: reasonActive, message: "until " + status.ExpiresAt.UTC().Format(time.RFC3339)}
+	case e.policy == nil:
+		return outcome{state: waiting, reason: reasonPolicyMissing, message: fmt.Sprintf("there is no AgentPolicy %q yet", spec.Policy)}
+	}
+	if problem := outside(Grant(e.grant), e.understood()); problem != "" {
+		return outcome{state: denied, reason: reasonOutsidePolicy, message: problem}
 	}
 	return e.admit()
+}
+
+// understood is the policy as package authz decides on it, nil if there is none.
+func (e *evaluation) understood() *authz.Policy {
+	if e.policy == nil {
+		return nil
+	}
+	policy := Policy(e.policy)
+	policy.Invalid = orElse(policy.Invalid, e.unclear)
+	return policy
+}
+
+func (e *evaluation) term() *term {
+	return &term{grant: Grant(e.grant), policy: e.understood(), siblings: e.siblings, spent: e.spent, now: e.now}
+}
+
+// term is what the end of an active grant depends on.
+type term struct {
+	grant    *authz.Grant
+	policy   *authz.Policy  // the one the grant names, nil if there is none
+	siblings []*authz.Grant // of the same agent; needed if the policy has limits
+	spent    bool           // a budget that all replicas share is used up
+	now      time.Time
+}
+
+// over says why an active grant ends now, "" if it goes on.
+func (t *term) over() (reason, message string) {
+	grant, policy := t.grant, t.policy
+	switch {
+	case grant.Revoked:
+		return authz.EndRevoked, "revoked"
+	case policy == nil:
+		return authz.EndPolicyChanged, fmt.Sprintf("the AgentPolicy %q is gone", grant.Policy)
+	case policy.Suspended:
+		return authz.EndSuspended, fmt.Sprintf("the AgentPolicy %q is suspended", policy.Name)
+	}
+	if problem := outside(grant, policy); problem != "" {
+		return authz.EndPolicyChanged, problem
+	}
+	if end := grant.End(); !t.now.Before(end) {
+		return authz.EndExpired, "it was active until " + end.UTC().Format(time.RFC3339)
+	}
+	if limit := policy.Limits.Exceeded(grant, t.siblings); limit != "" {
+		return authz.EndLimit, fmt.Sprintf("the agent was given more grants under the AgentPolicy %q at once than it allows (%s)", policy.Name, limit)
+	}
+	if t.spent {
+		return authz.EndBudgetSpent, "the budget is spent"
+	}
+	return "", ""
 }
 
 // recorded repeats what is final.
@@ -162,27 +197,22 @@ func (e *evaluation) recorded() outcome {
 	return outcome{state: ended, reason: e.grant.Status.EndReason, message: over.Message}
 }
 
-// outside says in what way the grant does not lie inside its policy, "" if it
-// does.
-func (e *evaluation) outside() string {
-	spec, policy := &e.grant.Spec, Policy(e.policy)
-	if policy.Invalid == "" {
-		policy.Invalid = e.unclear
-	}
+// outside says in what way a grant does not lie inside its policy, "" if it does.
+func outside(grant *authz.Grant, policy *authz.Policy) string {
 	if policy.Invalid != "" {
 		return fmt.Sprintf("the AgentPolicy %q grants nothing: %s", policy.Name, policy.Invalid)
 	}
-	id, err := spiffeid.FromString(spec.Agent)
+	id, err := spiffeid.FromString(grant.Agent)
 	if err != nil {
 		return fmt.Sprintf("spec.agent: %v", err)
 	}
 	if !policy.Matches(id) {
-		return fmt.Sprintf("the AgentPolicy %q is not about %s", policy.Name, spec.Agent)
+		return fmt.Sprintf("the AgentPolicy %q is not about %s", policy.Name, grant.Agent)
 	}
-	if longest := e.policy.Spec.Grant.MaxTTL.Duration; spec.TTL.Duration > longest {
-		return fmt.Sprintf("spec.ttl: %s is longer than the %s the AgentPolicy %q allows", spec.TTL.Duration, longest, policy.Name)
+	if grant.TTL > policy.MaxTTL {
+		return fmt.Sprintf("spec.ttl: %s is longer than the %s the AgentPolicy %q allows", grant.TTL, policy.MaxTTL, policy.Name)
 	}
-	if missing := authz.Missing(policy.Allow, rules(spec.Rules)); len(missing) > 0 {
+	if missing := authz.Missing(policy.Allow, grant.Rules); len(missing) > 0 {
 		return fmt.Sprintf("the AgentPolicy %q does not allow: %s", policy.Name, abbreviate(missing))
 	}
 	return ""

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -18,7 +20,7 @@ import (
 // there is none.
 func (c *Controller) holding(agent, policy string) string {
 	revoked := ""
-	candidates := c.holdCandidates(agent, policy)
+	candidates := c.grants.holdCandidates(agent, policy)
 	for _, grant := range candidates {
 		if holds(grant, candidates) && (revoked == "" || grant.Name < revoked) {
 			revoked = grant.Name
@@ -30,17 +32,16 @@ func (c *Controller) holding(agent, policy string) string {
 // holds reports whether a grant was revoked, and neither was it resumed nor was
 // another one approved by people since. Times are exact to a second, so one that
 // was approved within a second of the revocation does not count as later.
-func holds(grant *v1alpha1.TaskGrant, siblings []*v1alpha1.TaskGrant) bool {
-	if !revoked(grant) || resumed(grant) {
+func holds(grant *seenGrant, siblings []*seenGrant) bool {
+	if !grant.revoked || grant.resumed {
 		return false
 	}
-	over := meta.FindStatusCondition(grant.Status.Conditions, v1alpha1.GrantEnded)
-	if over == nil || over.Status != metav1.ConditionTrue {
+	if !grant.over {
 		return true // just now
 	}
-	since := over.LastTransitionTime.Add(time.Second)
+	since := grant.EndedAt.Add(time.Second)
 	for _, other := range siblings {
-		if byPeople(other) && other.Status.ActiveFrom.After(since) {
+		if other.byPeople && other.ActiveFrom.After(since) {
 			return false
 		}
 	}
@@ -71,32 +72,45 @@ func onHold(grant *v1alpha1.TaskGrant) bool {
 	return active != nil && active.Status == metav1.ConditionFalse && active.Reason == reasonOnHold
 }
 
-// grantsByHold finds the grants that have to do with holds, by agent and policy;
-// most have not.
-func grantsByHold(object any) ([]string, error) {
-	grant := object.(*v1alpha1.TaskGrant)
-	if grant.Name == HeartbeatObject || !revoked(grant) && !byPeople(grant) && !onHold(grant) {
-		return nil, nil
-	}
-	return []string{holdKey(grant.Spec.Agent, grant.Spec.Policy)}, nil
-}
+// concernsHolds reports whether a grant has to do with holds; most have not.
+func (g *seenGrant) concernsHolds() bool { return g.revoked || g.byPeople || g.onHold }
 
 func holdKey(agent, policy string) string { return policy + " " + agent }
 
-func (c *Controller) holdCandidates(agent, policy string) []*v1alpha1.TaskGrant {
-	objects, _ := c.grants.GetIndexer().ByIndex(byHold, holdKey(agent, policy)) // the index is ours and exists
-	candidates := make([]*v1alpha1.TaskGrant, 0, len(objects))
-	for _, object := range objects {
-		candidates = append(candidates, object.(*v1alpha1.TaskGrant))
+func (s *seenGrants) holdLocked(grant *seenGrant) {
+	if !grant.concernsHolds() {
+		return
 	}
-	return candidates
+	key := holdKey(grant.Agent, grant.Policy)
+	if s.holds[key] == nil {
+		s.holds[key] = map[string]*seenGrant{}
+	}
+	s.holds[key][grant.Name] = grant
+}
+
+func (s *seenGrants) unholdLocked(grant *seenGrant) {
+	if !grant.concernsHolds() {
+		return
+	}
+	key := holdKey(grant.Agent, grant.Policy)
+	if delete(s.holds[key], grant.Name); len(s.holds[key]) == 0 {
+		delete(s.holds, key)
+	}
+}
+
+// holdCandidates are the grants of an agent under a policy that have to do with
+// holds.
+func (s *seenGrants) holdCandidates(agent, policy string) []*seenGrant {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Collect(maps.Values(s.holds[holdKey(agent, policy)]))
 }
 
 // requeueHeld looks again at the grants that wait, after another one of the agent
 // has changed.
-func (c *Controller) requeueHeld(changed *v1alpha1.TaskGrant) {
-	for _, grant := range c.holdCandidates(changed.Spec.Agent, changed.Spec.Policy) {
-		if onHold(grant) && grant.Name != changed.Name {
+func (c *Controller) requeueHeld(changed *seenGrant) {
+	for _, grant := range c.grants.holdCandidates(changed.Agent, changed.Policy) {
+		if grant.onHold && grant.Name != changed.Name {
 			c.queue.Add(item{grants, grant.Name})
 		}
 	}

@@ -79,14 +79,15 @@ func (c *Controller) RequirementOf(ctx context.Context, approval *v1alpha1.Appro
 	if string(grant.UID) != approval.Spec.GrantUID {
 		return Requirement{}, fmt.Errorf("the approval %q: %w", approval.Name, errReplaced)
 	}
-	return approvalRequirement(approval, grant), nil
+	return approvalRequirement(approval, grant.Spec.RequestedBy), nil
 }
 
-func approvalRequirement(approval *v1alpha1.Approval, grant *v1alpha1.TaskGrant) Requirement {
+// approvalRequirement excludes the agent, and who asked for the grant it works under.
+func approvalRequirement(approval *v1alpha1.Approval, requestedBy string) Requirement {
 	return Requirement{
 		Kind: v1alpha1.TargetApproval, Name: approval.Name, UID: string(approval.UID), Digest: approval.Spec.Digest,
 		Approvers: int(approval.Spec.Approvers), Groups: approval.Spec.Groups,
-		Excluded: []string{approval.Spec.Agent, grant.Spec.RequestedBy},
+		Excluded: []string{approval.Spec.Agent, requestedBy},
 	}
 }
 

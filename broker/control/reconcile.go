@@ -12,45 +12,91 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/taskgate/taskgate/api/v1alpha1"
+	"github.com/taskgate/taskgate/authz"
 )
 
 // reconcileGrant writes what became of one grant.
 func (c *Controller) reconcileGrant(ctx context.Context, name string) error {
-	grant := c.cachedGrant(name)
-	if grant == nil {
+	seen := c.grants.get(name)
+	if seen == nil || seen.over {
 		return nil
 	}
-	evaluation, err := c.evaluation(ctx, grant, c.cachedPolicy(grant.Spec.Policy), c.seenVerdict)
+	if seen.whole == nil {
+		goesOn, err := c.goesOn(seen)
+		if err != nil {
+			return err
+		}
+		if goesOn {
+			c.wakeAt(name, seen.End())
+			return nil
+		}
+		return c.reconcileLive(ctx, name)
+	}
+	evaluation, err := c.evaluation(ctx, seen.whole, c.cachedPolicy(seen.Policy), c.seenVerdict)
 	if err != nil {
 		return err
 	}
 	status := evaluation.status()
-	if weighty(&grant.Status, &status) {
-		// An informer may be behind; what gives or cannot be taken back is decided
-		// on what the API server says now.
-		if grant, err = c.client.getGrant(ctx, name); err != nil {
-			return err
-		}
-		policy, err := c.livePolicy(ctx, grant.Spec.Policy)
-		if err != nil {
-			return err
-		}
-		if evaluation, err = c.evaluation(ctx, grant, policy, c.counted); err != nil {
-			return err
-		}
-		status = evaluation.status()
+	if weighty(&seen.whole.Status, &status) {
+		return c.reconcileLive(ctx, name)
 	}
-	c.wakeAtEnd(name, &status)
-	c.lookAgainAt(name, evaluation)
-	if same(&grant.Status, &status) {
-		return nil
+	return c.write(ctx, evaluation, &status)
+}
+
+// goesOn reports whether a grant is active and stays so, as far as has been seen.
+func (c *Controller) goesOn(seen *seenGrant) (bool, error) {
+	if !seen.Active {
+		return false, nil
 	}
-	update := grant.DeepCopy()
-	update.Status = status
-	if err := c.client.updateStatus(ctx, grants, name, update); err != nil {
+	t := term{grant: &seen.Grant, spent: c.budgets.spent(seen.UID), now: c.config.Now()}
+	if policy := c.cachedPolicy(seen.Policy); policy != nil {
+		t.policy = c.understand(policy)
+	}
+	if t.policy != nil && t.policy.Limits != (authz.Limits{}) {
+		var err error
+		if t.siblings, err = c.config.Index.Grants(seen.Agent); err != nil {
+			return false, err
+		}
+	}
+	reason, _ := t.over()
+	return reason == "", nil
+}
+
+// reconcileLive is reconcileGrant on what the API server says now. What has been
+// seen may be behind; what gives or cannot be taken back does not rest on it.
+func (c *Controller) reconcileLive(ctx context.Context, name string) error {
+	grant, err := c.client.getGrant(ctx, name)
+	if err != nil {
 		return err
 	}
-	c.tellOfGrant(grant, &status, evaluation.verdict.By)
+	policy, err := c.livePolicy(ctx, grant.Spec.Policy)
+	if err != nil {
+		return err
+	}
+	evaluation, err := c.evaluation(ctx, grant, policy, c.counted)
+	if err != nil {
+		return err
+	}
+	status := evaluation.status()
+	return c.write(ctx, evaluation, &status)
+}
+
+// write writes a status unless the grant has it already, and sees to it that the
+// grant is looked at when time changes it.
+func (c *Controller) write(ctx context.Context, e *evaluation, status *v1alpha1.TaskGrantStatus) error {
+	if status.ExpiresAt != nil && meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantActive) {
+		c.wakeAt(e.grant.Name, status.ExpiresAt.Time)
+	}
+	c.lookAgainAt(e.grant.Name, e)
+	if same(&e.grant.Status, status) {
+		return nil
+	}
+	update := e.grant.DeepCopy()
+	update.Status = *status
+	if err := c.client.updateStatus(ctx, grants, update.Name, update); err != nil {
+		return err
+	}
+	c.tellOfGrant(e.grant, status, e.verdict.By)
 	return nil
 }
 
@@ -145,19 +191,9 @@ func (c *Controller) tellOfGrant(grant *v1alpha1.TaskGrant, after *v1alpha1.Task
 	}
 }
 
-// wakeAtEnd looks at an active grant again when its time is up.
-func (c *Controller) wakeAtEnd(name string, status *v1alpha1.TaskGrantStatus) {
-	if status.ExpiresAt != nil && meta.IsStatusConditionTrue(status.Conditions, v1alpha1.GrantActive) {
-		c.queue.AddAfter(item{grants, name}, max(status.ExpiresAt.Sub(c.config.Now()), time.Millisecond))
-	}
-}
-
-func (c *Controller) cachedGrant(name string) *v1alpha1.TaskGrant {
-	object, exists, err := c.grants.GetStore().GetByKey(name)
-	if err != nil || !exists {
-		return nil
-	}
-	return object.(*v1alpha1.TaskGrant)
+// wakeAt looks at an active grant again when its time is up.
+func (c *Controller) wakeAt(name string, end time.Time) {
+	c.queue.AddAfter(item{grants, name}, max(end.Sub(c.config.Now()), time.Millisecond))
 }
 
 func (c *Controller) cachedPolicy(name string) *v1alpha1.AgentPolicy {
