@@ -105,6 +105,7 @@ func (x *exchange) carryLive(a *admission, call sender) {
 	}
 	// What the rest does not need would be held for as long as it takes.
 	response.Request, response.Header = nil, nil
+	clear(x.w.Header()) // the head is written
 	a.intent, a.user, x.last = recorder.Receipt{}, nil, nil
 	x.request.Sent()
 }
