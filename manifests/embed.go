@@ -20,3 +20,16 @@ var AdmissionApprovals string
 
 //go:embed admission/taskgrants.yaml
 var AdmissionTaskGrants string
+
+// Inject, Verify and Keep are the policies about the pods of agents, each with its
+// binding: who gets a sidecar, what such a pod has to look like, and that it stays so.
+// They are the same in every installation; what differs is in a ConfigMap.
+//
+//go:embed injection/inject.yaml
+var Inject string
+
+//go:embed injection/verify.yaml
+var Verify string
+
+//go:embed injection/keep.yaml
+var Keep string
