@@ -286,13 +286,13 @@ kind: MutatingAdmissionPolicy
 metadata: {name: zz-undo}
 spec:
   failurePolicy: Fail
-  reinvocationPolicy: Never
+  reinvocationPolicy: IfNeeded # nothing says which of two policies is first
   matchConstraints:
     namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: case-undone}}
     resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
   mutations:
   - patchType: JSONPatch
-    jsonPatch: {expression: "[JSONPatch{op: 'remove', path: '/spec/initContainers/0'}]"}
+    jsonPatch: {expression: "has(object.spec.initContainers) ? [JSONPatch{op: 'remove', path: '/spec/initContainers/0'}] : []"}
 ---
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingAdmissionPolicyBinding
