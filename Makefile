@@ -17,6 +17,9 @@ help: ## Say what there is
 build: ## Build sidecar, broker and taskgate into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
+images: build ## Build container images into bin/images, without a container engine, and print their digests
+	cd e2e && go run ./cmd/images ../bin ../bin/images
+
 test: lint arch unit fuzz e2e ## Everything CI runs; builds what it needs the first time (about 25 minutes), then under 15
 
 # For make e2e, and for make up when it is to start a real node.
@@ -73,4 +76,4 @@ dev: ## Start everything, leave it running, and say what to try
 bench: ## Measure against the direct path and a plain two-hop proxy, in one run
 	cd e2e && go run ./cmd/bench
 
-.PHONY: help build test packages compiler unit e2e fuzz lint arch generate tools up down demo dev bench
+.PHONY: help build images test packages compiler unit e2e fuzz lint arch generate tools up down demo dev bench

@@ -29,9 +29,12 @@ type faultPair struct {
 	lost bool          // nothing passes any more, and nobody is told
 }
 
-func newFaultWire(t testing.TB) *faultWire {
+func newFaultWire(t testing.TB) *faultWire { return newFaultWireAt(t, "127.0.0.1") }
+
+// newFaultWireAt listens at an address of this machine.
+func newFaultWireAt(t testing.TB, host string) *faultWire {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

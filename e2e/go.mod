@@ -5,6 +5,7 @@ go 1.26.0
 replace github.com/taskgate/taskgate => ../
 
 require (
+	github.com/google/go-containerregistry v0.20.6
 	github.com/google/pprof v0.0.0-20241210010833-40e02aabc2ad
 	github.com/klauspost/compress v1.20.3
 	github.com/minio/madmin-go/v3 v3.0.109
@@ -21,13 +22,24 @@ require (
 	k8s.io/apimachinery v0.37.2
 	k8s.io/apiserver v0.37.2
 	k8s.io/client-go v0.37.2
+	sigs.k8s.io/kustomize/api v0.21.1
+	sigs.k8s.io/kustomize/kyaml v0.21.1
 	sigs.k8s.io/yaml v1.6.0
 )
 
 require (
+	github.com/containerd/stargz-snapshotter/estargz v0.16.3 // indirect
+	github.com/go-errors/errors v1.4.2 // indirect
 	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674 // indirect
 	github.com/moby/spdystream v0.5.1 // indirect
+	github.com/monochromegane/go-gitignore v0.0.0-20200626010858-205db1a8cc00 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
+	github.com/rogpeppe/go-internal v1.16.0 // indirect
 	github.com/segmentio/asm v1.2.1 // indirect
+	github.com/standard-webhooks/standard-webhooks/libraries v0.0.1 // indirect
+	github.com/vbatts/tar-split v0.12.1 // indirect
+	github.com/xlab/treeprint v1.2.0 // indirect
 	k8s.io/streaming v0.37.2 // indirect
 )
 

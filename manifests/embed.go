@@ -24,19 +24,20 @@ var AdmissionApprovals string
 //go:embed admission/taskgrants.yaml
 var AdmissionTaskGrants string
 
-//go:embed *
-var all embed.FS
+//go:embed admission injection
+var policies embed.FS
 
-// Folder is every YAML file of one folder, such as admission, in the order of
+// Folder is every YAML file of one of the folders of admission policies, admission
+// (what brokers lean on) or injection (about the pods of agents), in the order of
 // their names. A folder that is not there has none.
 func Folder(name string) ([]string, error) {
-	paths, err := fs.Glob(all, name+"/*.yaml")
+	paths, err := fs.Glob(policies, name+"/*.yaml")
 	if err != nil {
 		return nil, err
 	}
 	var files []string
 	for _, path := range paths {
-		content, err := all.ReadFile(path)
+		content, err := policies.ReadFile(path)
 		if err != nil {
 			return nil, err
 		}

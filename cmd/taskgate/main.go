@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificates of its own
+
 	"github.com/taskgate/taskgate/internal/cli"
 )
 

@@ -23,6 +23,7 @@ const (
 	ComponentStore             = "s3"
 	ComponentSPIREServer       = "spire-server"
 	ComponentSPIREAgent        = "spire-agent"
+	ComponentPodsSPIREAgent    = "spire-agent-pods" // for containers of the real node
 	ComponentDevIdentities     = "dev-workload-api"
 
 	brokerPrefix  = "broker-"

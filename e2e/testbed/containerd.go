@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"text/template"
 	"time"
 
@@ -83,9 +82,8 @@ func (t *Testbed) loadImages(ctx context.Context) error {
 	if err := writeImages(ctx, archive); err != nil {
 		return err
 	}
-	command := exec.CommandContext(ctx, t.tools[toolset.Ctr], "--address="+t.path(containerdSocket), "--namespace=k8s.io", "images", "import", archive)
-	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("giving images to containerd: %w\n%s", err, output)
+	if err := t.ctr(ctx, "images", "import", archive); err != nil {
+		return fmt.Errorf("giving images to containerd: %w", err)
 	}
 	t.say("loaded %s (%s)", ToolsImage, time.Since(begin).Round(10*time.Millisecond))
 	return nil

@@ -77,7 +77,7 @@ func (t *Testbed) prepareRealNode(c *cluster) error {
 			return err
 		}
 	}
-	return errors.Join(t.writeContainerdFiles(), t.writeKubeletFiles(c))
+	return errors.Join(t.writeContainerdFiles(), t.writeKubeletFiles(c), t.writeAttestorFiles(c))
 }
 
 // startRealNode starts the node and waits until a pod has run on it.
@@ -112,7 +112,7 @@ func (t *Testbed) startRealNode(ctx context.Context) error {
 		return fmt.Errorf("deleting the first pod: %w", err)
 	}
 	t.say("a pod has run (%s)", time.Since(begin).Round(10*time.Millisecond))
-	return nil
+	return t.startPodsAgent(ctx)
 }
 
 // nodeHost is process 1 of the node's namespaces. When it ends, the node is as

@@ -38,7 +38,7 @@ func (t *Testbed) startSPIRE(ctx context.Context) error {
 	if err := t.connectSPIRE(); err != nil {
 		return err
 	}
-	t.spire.Address, t.spire.Program = fmt.Sprintf("127.0.0.1:%d", listen.server), t.tools[toolset.SPIREServer]
+	t.spire.port, t.spire.Address, t.spire.Program = listen.server, fmt.Sprintf("127.0.0.1:%d", listen.server), t.tools[toolset.SPIREServer]
 	if err := t.spire.WriteBundle(ctx); err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (t *Testbed) startSPIRE(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := t.spire.writeJoinToken(ctx, t.path("spire/join-token")); err != nil {
+	if err := t.spire.writeJoinToken(ctx, nodeID, t.path("spire/join-token")); err != nil {
 		return err
 	}
 	return t.run(ctx, t.spireAgent(listen), listen.agentHealth)
@@ -96,21 +96,10 @@ func (t *Testbed) writeSPIREConfiguration(listen spirePorts) error {
 		},
 		"health_checks": health(listen.serverHealth),
 	}
-	agent := object{
-		"agent": object{
-			"trust_domain": TrustDomain, "server_address": "127.0.0.1", "server_port": listen.server,
-			"socket_path": t.path("identity/agent.sock"), "data_dir": t.path("spire/agent"), "log_level": "INFO",
-			"trust_bundle_path": t.path("bundle.json"), "trust_bundle_format": "spiffe",
-			"join_token_file": t.path("spire/join-token"),
-			"experimental":    object{"sync_interval": "1s"},
-		},
-		"plugins": object{
-			"NodeAttestor":     plugin("join_token", object{}),
-			"KeyManager":       plugin("disk", object{"directory": t.path("spire/agent")}),
-			"WorkloadAttestor": plugin("unix", object{}),
-		},
-		"health_checks": health(listen.agentHealth),
-	}
+	agent := t.spireAgentConfiguration(listen, spireAgent{
+		socket: t.path("identity/agent.sock"), data: t.path("spire/agent"), token: t.path("spire/join-token"),
+		attestor: plugin("unix", object{}),
+	})
 	for name, content := range map[string]object{"server": server, "agent": agent} {
 		encoded, err := json.MarshalIndent(content, "", "  ")
 		if err != nil {
@@ -121,6 +110,30 @@ func (t *Testbed) writeSPIREConfiguration(listen spirePorts) error {
 		}
 	}
 	return nil
+}
+
+// spireAgent is what the agents of a testbed do not share.
+type spireAgent struct {
+	socket, data, token string
+	attestor            object
+}
+
+func (t *Testbed) spireAgentConfiguration(listen spirePorts, own spireAgent) object {
+	return object{
+		"agent": object{
+			"trust_domain": TrustDomain, "server_address": "127.0.0.1", "server_port": listen.server,
+			"socket_path": own.socket, "data_dir": own.data, "log_level": "INFO",
+			"trust_bundle_path": t.path("bundle.json"), "trust_bundle_format": "spiffe",
+			"join_token_file": own.token,
+			"experimental":    object{"sync_interval": "1s"},
+		},
+		"plugins": object{
+			"NodeAttestor":     plugin("join_token", object{}),
+			"KeyManager":       plugin("disk", object{"directory": own.data}),
+			"WorkloadAttestor": own.attestor,
+		},
+		"health_checks": health(listen.agentHealth),
+	}
 }
 
 func plugin(name string, data object) object {

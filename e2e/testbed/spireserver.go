@@ -41,14 +41,29 @@ type SPIREServer struct {
 
 	connection *grpc.ClientConn
 	bundleFile string
+	port       int          // where agents reach it; 0 after Open
 	close      func() error // may be called twice
 }
 
-// Entry gives a SPIFFE ID to every process of one uid.
+// Entry gives a SPIFFE ID to every process of one uid, or of certain containers.
 type Entry struct {
 	ID  spiffeid.ID
 	UID uint32
-	TTL time.Duration // of the X509-SVID; zero: as the options say
+	// Container, such as ns:agents, sa:web and container-name:taskgate, has to hold
+	// as a whole. It is for pods of the real node, and makes UID meaningless.
+	Container []string
+	TTL       time.Duration // of the X509-SVID; zero: as the options say
+}
+
+// selectors answers what SPIRE knows the workload by, and whose agent sees it.
+func (e Entry) selectors() (parent string, selectors []*types.Selector) {
+	if len(e.Container) == 0 {
+		return nodeID, []*types.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", e.UID)}}
+	}
+	for _, value := range e.Container {
+		selectors = append(selectors, &types.Selector{Type: "k8s", Value: value})
+	}
+	return podsID, selectors
 }
 
 // connectSPIRE makes the client; it dials when it is first used.
@@ -67,11 +82,12 @@ func (t *Testbed) connectSPIRE() error {
 // CreateEntry registers a workload and answers the entry's id. Workloads see it
 // within two seconds or so.
 func (s *SPIREServer) CreateEntry(ctx context.Context, entry Entry) (string, error) {
+	parent, selectors := entry.selectors()
 	answer, err := entryv1.NewEntryClient(s.connection).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{
 		Entries: []*types.Entry{{
 			SpiffeId:    &types.SPIFFEID{TrustDomain: entry.ID.TrustDomain().Name(), Path: entry.ID.Path()},
-			ParentId:    &types.SPIFFEID{TrustDomain: TrustDomain, Path: nodeID},
-			Selectors:   []*types.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", entry.UID)}},
+			ParentId:    &types.SPIFFEID{TrustDomain: TrustDomain, Path: parent},
+			Selectors:   selectors,
 			X509SvidTtl: int32(entry.TTL.Seconds()),
 		}},
 	})
@@ -212,11 +228,11 @@ func (s *SPIREServer) RevokeX509Authority(ctx context.Context, id string) error 
 	return nil
 }
 
-// writeJoinToken makes a token for the one agent and the alias its entries hang on.
-func (s *SPIREServer) writeJoinToken(ctx context.Context, path string) error {
+// writeJoinToken makes a token for one agent and the alias its entries hang on.
+func (s *SPIREServer) writeJoinToken(ctx context.Context, alias, path string) error {
 	answer, err := agentv1.NewAgentClient(s.connection).CreateJoinToken(ctx, &agentv1.CreateJoinTokenRequest{
 		Ttl:     int32(joinTokenLife.Seconds()),
-		AgentId: &types.SPIFFEID{TrustDomain: TrustDomain, Path: nodeID},
+		AgentId: &types.SPIFFEID{TrustDomain: TrustDomain, Path: alias},
 	})
 	if err != nil {
 		return fmt.Errorf("asking SPIRE for a join token: %w", err)

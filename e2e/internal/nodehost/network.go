@@ -3,6 +3,7 @@ package nodehost
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -32,6 +33,14 @@ func (n Network) Machine() netip.Addr { return n.Prefix.Masked().Addr().Next() }
 // Node is the address of the bridge, where containerd listens.
 func (n Network) Node() netip.Addr { return n.Machine().Next() }
 
+// bridgeAddress is the bridge's own, of the kind that nobody assigns. A bridge
+// without one takes the lowest of its ports, and with each pod that comes or goes may
+// be lost to the machine for a minute.
+func (n Network) bridgeAddress() net.HardwareAddr {
+	address := n.Node().As4()
+	return net.HardwareAddr{2, 0, address[0], address[1], address[2], address[3]}
+}
+
 // make builds the network and answers its namespace, which lives as long as the
 // descriptor is open.
 func (n Network) make(ctx context.Context) (*os.File, error) {
@@ -46,7 +55,7 @@ func (n Network) make(ctx context.Context) (*os.File, error) {
 		}
 		return ip(ctx, nil,
 			"link set lo up",
-			"link add "+Bridge+" type bridge",
+			fmt.Sprintf("link add %s address %s type bridge", Bridge, n.bridgeAddress()),
 			fmt.Sprintf("address add %s/%d dev %s", n.Node(), n.Prefix.Bits(), Bridge),
 			"link set "+Bridge+" up",
 			"route add default via "+n.Machine().String(),

@@ -1,0 +1,11 @@
+# The same image as make images builds, for those who have a container engine:
+# docker build -f build/taskgate.Dockerfile .
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY . .
+RUN CGO_ENABLED=0 go build -trimpath -o /taskgate ./cmd/taskgate
+
+FROM scratch
+COPY --from=build /taskgate /taskgate
+USER 65532:65532
+ENTRYPOINT ["/taskgate"]
