@@ -39,10 +39,10 @@ e2e: tools packages ## End-to-end tests: real API server, real SPIRE, real S3 wi
 
 # A deadline without a failing input is go test's own, not the target's: go.dev/issue/75804, mended in Go 1.27.
 fuzz: ## Each fuzz target for FUZZTIME (5s)
-	@set -e; go list ./... | while read -r package; do \
+	@set -e; log=$$(mktemp); trap "rm -f $$log" EXIT; go list ./... | while read -r package; do \
 	  go test -list '^Fuzz' "$$package" | grep '^Fuzz' | while read -r target; do \
-	    echo "fuzz $$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" >/tmp/fuzz.$$$$ 2>&1 || \
-	      { grep -q '^ *context deadline exceeded$$' /tmp/fuzz.$$$$ && ! grep -q 'Failing input' /tmp/fuzz.$$$$; } || { cat /tmp/fuzz.$$$$; exit 1; }; \
+	    echo "fuzz $$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$package" >$$log 2>&1 || \
+	      { grep -q '^ *context deadline exceeded$$' $$log && ! grep -q 'Failing input' $$log; } || { cat $$log; exit 1; }; \
 	  done || exit 1; done
 
 lint: ## gofmt, go vet and staticcheck over all modules

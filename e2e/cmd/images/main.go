@@ -11,7 +11,7 @@ import (
 )
 
 // registry is where the images would be published.
-const registry = "ghcr.io/taskgate/"
+const registry = "images.example/taskgate/"
 
 func main() {
 	if len(os.Args) < 3 || len(os.Args) > 4 {
