@@ -27,7 +27,7 @@ type upstream struct {
 	live  http.RoundTripper
 	// streams makes a connection of its own for every upgrade.
 	streams http.RoundTripper
-	close   func()
+	close   func() // the connections that wait; calls under way go on
 }
 
 func newUpstream(config *rest.Config) (*upstream, error) {
@@ -214,7 +214,13 @@ func (u *upstream) send(ctx context.Context, a *admission, from http.Header) (*h
 	if a.request.Live {
 		transport = u.live
 	}
-	return transport.RoundTrip(u.request(ctx, a, from))
+	response, err := transport.RoundTrip(u.request(ctx, a, from))
+	if err != nil && !errors.Is(err, context.Canceled) {
+		// A lost connection is seldom alone: each of those that wait in the pool
+		// would cost one more call its time.
+		u.close()
+	}
+	return response, err
 }
 
 // open sends the upgrade of an admitted call. The body of an answer that switched

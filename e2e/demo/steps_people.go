@@ -71,7 +71,7 @@ func people() step {
 }
 
 func inPod() step {
-	const look = `kubectl -n shop exec web-0 -- sh -c 'echo 17 orders wait; echo disk is full >&2'`
+	const look = `kubectl -n shop exec web-0 -- sh -c 'echo 17 orders wait; sleep 1; echo disk is full >&2'`
 	return step{"What happens in a pod is recorded, and can be played back", []act{
 		{
 			why:   "Alpha wants to look into a pod, and asks for a task for that.",
