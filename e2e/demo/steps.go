@@ -124,10 +124,11 @@ func inside() step {
 	return step{"Inside the task, plain kubectl works", []act{{
 		why: "kubectl talks to the sidecar. The sidecar shows the broker alpha's certificate, which the platform hands out (this is " +
 			"what SPIFFE does) and no program can choose. The broker asks the cluster.",
-		who:   alpha,
-		types: "kubectl -n shop get pods",
-		wants: []want{exits(0), matches(`(?m)^web-0 `), matches(`(?m)^web-1 `)},
-		holds: "alpha reads what its task lets it read",
+		who:      alpha,
+		types:    "kubectl -n shop get pods",
+		wants:    []want{exits(0), matches(`(?m)^web-0 `), matches(`(?m)^web-1 `)},
+		patience: patience, // the API server may need a second to know the new roles
+		holds:    "alpha reads what its task lets it read",
 	}}}
 }
 
